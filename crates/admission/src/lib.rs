@@ -1,0 +1,173 @@
+//! Ordered admission plugins that change or refuse a request before it reaches the registry.
+//!
+//! A plugin is a pure function of the request and of what [`Cluster`] tells it. [`PLUGINS`] is the whole
+//! chain in upstream's order; the API server calls [`mutate`] before validation and [`validate`] after it.
+//!
+//! **Invariant:** knows nothing of the registry or of HTTP.
+
+mod namespace;
+mod node;
+mod priority;
+mod service_account;
+mod tolerations;
+
+use meta::{Status, UserInfo};
+use serde_json::{Map, Value};
+
+/// An object as plugins see it.
+pub type Object = Map<String, Value>;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// API group.
+    pub group: &'a str,
+    /// Plural resource.
+    pub resource: &'a str,
+    /// Kind.
+    pub kind: &'a str,
+    /// Subresource or empty.
+    pub subresource: &'a str,
+    /// Namespace or empty.
+    pub namespace: &'a str,
+    /// Name; empty for a create with `generateName`.
+    pub name: &'a str,
+    /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
+    pub operation: &'a str,
+    /// Who asks.
+    pub user: &'a UserInfo,
+}
+
+impl Request<'_> {
+    /// Whether this creates a pod.
+    pub fn creates_pod(&self) -> bool {
+        (self.group, self.resource, self.subresource, self.operation) == ("", "pods", "", "CREATE")
+    }
+
+    /// 403 in the name of this request.
+    pub fn forbid(&self, why: &str) -> Status {
+        Status::forbidden(self.group, self.resource, self.name, why)
+    }
+}
+
+/// What plugins may look up: a consistent view of objects by group, resource, namespace and name.
+pub trait Cluster: Send + Sync {
+    /// One object.
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value>;
+    /// All objects of a cluster-scoped resource.
+    fn all(&self, group: &str, resource: &str) -> Vec<Value>;
+}
+
+/// One admission plugin. Does nothing unless it says otherwise.
+pub trait Plugin: Sync {
+    /// Upstream's name.
+    fn name(&self) -> &'static str;
+    /// May change the object.
+    fn mutate(
+        &self,
+        _: &Request<'_>,
+        _: &mut Object,
+        _: Option<&Object>,
+        _: &dyn Cluster,
+    ) -> Result<(), Status> {
+        Ok(())
+    }
+    /// May refuse the request; `object` is absent for deletions.
+    fn validate(
+        &self,
+        _: &Request<'_>,
+        _: Option<&Object>,
+        _: Option<&Object>,
+        _: &dyn Cluster,
+    ) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+/// The chain.
+pub const PLUGINS: &[&dyn Plugin] = &[
+    &namespace::Lifecycle,
+    &node::TaintByCondition,
+    &service_account::Accounts,
+    &priority::Priority,
+    &tolerations::DefaultSeconds,
+];
+
+/// Runs the changing half of the chain.
+pub fn mutate(
+    request: &Request<'_>,
+    object: &mut Object,
+    old: Option<&Object>,
+    cluster: &dyn Cluster,
+) -> Result<(), Status> {
+    PLUGINS.iter().try_for_each(|p| p.mutate(request, object, old, cluster))
+}
+
+/// Runs the refusing half of the chain.
+pub fn validate(
+    request: &Request<'_>,
+    object: Option<&Object>,
+    old: Option<&Object>,
+    cluster: &dyn Cluster,
+) -> Result<(), Status> {
+    PLUGINS.iter().try_for_each(|p| p.validate(request, object, old, cluster))
+}
+
+/// The object under a key, made if absent.
+fn child<'a>(object: &'a mut Object, key: &str) -> &'a mut Object {
+    let entry = object.entry(key).or_insert_with(|| Value::Object(Map::new()));
+    if !entry.is_object() {
+        *entry = Value::Object(Map::new());
+    }
+    match entry {
+        Value::Object(map) => map,
+        _ => unreachable!("an object was just put here"),
+    }
+}
+
+/// The list under a key, made if absent.
+fn list<'a>(object: &'a mut Object, key: &str) -> &'a mut Vec<Value> {
+    let entry = object.entry(key).or_insert_with(|| Value::Array(Vec::new()));
+    if !entry.is_array() {
+        *entry = Value::Array(Vec::new());
+    }
+    match entry {
+        Value::Array(list) => list,
+        _ => unreachable!("a list was just put here"),
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+
+    /// A cluster of a few objects.
+    #[derive(Default)]
+    pub struct Fixed(pub Vec<(&'static str, &'static str, &'static str, Value)>);
+
+    impl Cluster for Fixed {
+        fn get(&self, _: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+            self.0
+                .iter()
+                .find(|(r, ns, n, _)| (*r, *ns, *n) == (resource, namespace, name))
+                .map(|o| o.3.clone())
+        }
+        fn all(&self, _: &str, resource: &str) -> Vec<Value> {
+            self.0.iter().filter(|o| o.0 == resource).map(|o| o.3.clone()).collect()
+        }
+    }
+
+    /// A request to create something.
+    pub fn create<'a>(resource: &'a str, namespace: &'a str, user: &'a UserInfo) -> Request<'a> {
+        Request {
+            group: "",
+            resource,
+            kind: "",
+            subresource: "",
+            namespace,
+            name: "x",
+            operation: "CREATE",
+            user,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Bodies and answers: the shapes every handler returns.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use meta::{Reason, Status};
+use serde_json::Value;
+
+/// Why a body ended early.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A request or response body.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+/// An answer.
+pub type Answer = Response<Body>;
+
+/// Largest request body, as upstream limits it.
+pub const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// A body of one piece.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Reads a request body whole, within the limit. A body of one frame is not copied.
+pub async fn read(mut body: Body) -> Result<Bytes, Status> {
+    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|e| Status::bad_request(format!("the request body could not be read: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > REQUEST_BYTES_MAX {
+            let message = format!("Request entity too large: limit is {REQUEST_BYTES_MAX}");
+            return Err(Status::new(413, Reason::RequestEntityTooLarge, message));
+        }
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+        } else {
+            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+/// JSON with a status code.
+pub fn json_bytes(code: u16, bytes: impl Into<Bytes>) -> Answer {
+    typed(code, "application/json", bytes)
+}
+
+/// JSON with a status code.
+pub fn json(code: u16, value: &Value) -> Answer {
+    json_bytes(code, value.to_string())
+}
+
+/// Plain text.
+pub fn text(code: u16, text: impl Into<Bytes>) -> Answer {
+    typed(code, "text/plain; charset=utf-8", text)
+}
+
+/// Any content type known at compile time.
+pub fn typed(code: u16, content_type: &'static str, bytes: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(full(bytes));
+    *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+/// A failure.
+pub fn failure(status: &Status) -> Answer {
+    let mut answer = json(status.code, &status.to_json());
+    let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+    if retry > 0
+        && let Ok(value) = HeaderValue::from_str(&retry.to_string())
+    {
+        answer.headers_mut().insert(header::RETRY_AFTER, value);
+    }
+    answer
+}
+
+/// Adds `Warning` headers (RFC 7234, code 299).
+pub fn warn(answer: &mut Answer, warnings: &[String]) {
+    for text in warnings {
+        let quoted: String = text
+            .chars()
+            .filter(|c| !c.is_control())
+            .flat_map(|c| match c {
+                '"' | '\\' => vec!['\\', c],
+                c => vec![c],
+            })
+            .collect();
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            answer.headers_mut().append(header::WARNING, value);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The admission chain in the server: built-in plugins over the watch cache, then what nodes may write.
+
+use async_trait::async_trait;
+use auth::restriction;
+use meta::Status;
+use registry::admit::{Admit, Attributes};
+use serde_json::{Map, Value};
+
+use crate::server::Server;
+
+/// The chain.
+pub struct Admission(Server);
+
+impl Admission {
+    /// The chain of a server.
+    pub fn new(server: Server) -> Self {
+        Admission(server)
+    }
+}
+
+/// Looks things up in the watch cache.
+struct Objects<'a>(&'a Server);
+
+impl admission::Cluster for Objects<'_> {
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let table = self.0.registry.table();
+        let def = table.find(group, "v1", resource)?;
+        self.0.registry.current(def, namespace, name).map(|o| o.to_value())
+    }
+
+    fn all(&self, group: &str, resource: &str) -> Vec<Value> {
+        let table = self.0.registry.table();
+        let Some(def) = table.find(group, "v1", resource) else { return Vec::new() };
+        let kind = self.0.registry.cacher().kind(&def.storage_prefix());
+        kind.snapshot(None).iter().map(|o| o.to_value()).collect()
+    }
+}
+
+fn request<'a>(a: &Attributes<'a>) -> admission::Request<'a> {
+    admission::Request {
+        group: &a.def.group,
+        resource: &a.def.resource,
+        kind: &a.def.kind,
+        subresource: a.subresource,
+        namespace: a.namespace,
+        name: a.name,
+        operation: a.operation,
+        user: a.user,
+    }
+}
+
+#[async_trait]
+impl Admit for Admission {
+    async fn mutate(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &mut Map<String, Value>,
+        old: Option<&Map<String, Value>>,
+    ) -> Result<(), Status> {
+        admission::mutate(&request(attributes), object, old, &Objects(&self.0))
+    }
+
+    async fn validate(
+        &self,
+        attributes: &Attributes<'_>,
+        object: Option<&Map<String, Value>>,
+        old: Option<&Map<String, Value>>,
+    ) -> Result<(), Status> {
+        admission::validate(&request(attributes), object, old, &Objects(&self.0))?;
+        if auth::node::node_name(attributes.user).is_none() {
+            return Ok(());
+        }
+        let (object, old) = (object.cloned().map(Value::Object), old.cloned().map(Value::Object));
+        let is_pod = &*attributes.def.resource == "pods" && attributes.def.group.is_empty();
+        let pod = is_pod.then_some(()).and(old.as_ref());
+        let write = restriction::Write {
+            operation: match attributes.operation {
+                "CREATE" => "create",
+                "DELETE" => "delete",
+                _ => "update",
+            },
+            api_group: &attributes.def.group,
+            resource: &attributes.def.resource,
+            subresource: attributes.subresource,
+            namespace: attributes.namespace,
+            name: attributes.name,
+            object: object.as_ref(),
+            old: old.as_ref(),
+        };
+        restriction::check(attributes.user, &write, pod).map_err(|why| {
+            Status::forbidden(&attributes.def.group, &attributes.def.resource, attributes.name, &why)
+        })
+    }
+}

@@ -1,0 +1,204 @@
+//! Discovery: which groups, versions, resources and verbs are served; the old documents and the aggregated
+//! one (KEP-3352). All of it derives from the table, and is kept until the table changes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use meta::Status;
+use parking_lot::Mutex;
+use registry::resource::subresource_verbs;
+use registry::{ResourceDef, ResourceTable};
+use serde_json::{Value, json};
+
+use crate::body::{self, Answer};
+use crate::negotiate::Shape;
+use crate::server::Server;
+
+/// Content type of the aggregated document.
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// Documents made from the table, by path.
+#[derive(Default)]
+pub struct Cache(Mutex<CacheState>);
+
+#[derive(Default)]
+struct CacheState {
+    table: Option<Arc<ResourceTable>>,
+    documents: std::collections::HashMap<String, Bytes>,
+}
+
+impl Cache {
+    /// The document at `path`, made by `make` when the table is newer than the copy.
+    pub fn get(&self, table: &Arc<ResourceTable>, path: &str, make: impl FnOnce() -> Bytes) -> Bytes {
+        {
+            let mut state = self.0.lock();
+            if !state.table.as_ref().is_some_and(|t| Arc::ptr_eq(t, table)) {
+                state.documents.clear();
+                state.table = Some(table.clone());
+            }
+            if let Some(document) = state.documents.get(path) {
+                return document.clone();
+            }
+        }
+        let document = make();
+        self.0.lock().documents.insert(path.to_owned(), document.clone());
+        document
+    }
+}
+
+/// Answers `/api...` and `/apis...`.
+pub fn serve(server: &Server, parts: &[&str], shape: Shape) -> Result<Answer, Status> {
+    let table = server.registry.table();
+    let path = parts.join("/");
+    if shape == Shape::Discovery && parts.len() == 1 {
+        let make = || aggregated(&table, parts[0] == "api").to_string().into();
+        let document = server.discovery.get(&table, &format!("{path}?aggregated"), make);
+        return Ok(body::typed(200, AGGREGATED, document));
+    }
+    let value = match parts {
+        ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
+        ["apis"] => {
+            let groups: Vec<Value> =
+                table.groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v)).collect();
+            json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+        }
+        ["apis", name] => {
+            let groups = table.groups();
+            let (g, versions) =
+                groups.iter().find(|(g, _)| g == name && !g.is_empty()).ok_or_else(Status::path_not_found)?;
+            let mut value = group(g, versions);
+            value["kind"] = "APIGroup".into();
+            value["apiVersion"] = "v1".into();
+            value
+        }
+        ["api", version] => resources(&table, "", version)?,
+        ["apis", name, version] => resources(&table, name, version)?,
+        _ => return Err(Status::path_not_found()),
+    };
+    Ok(body::json(200, &value))
+}
+
+fn group(name: &str, versions: &[&str]) -> Value {
+    let version = |v: &&str| json!({"groupVersion": format!("{name}/{v}"), "version": v});
+    let all: Vec<Value> = versions.iter().map(version).collect();
+    json!({"name": name, "versions": all, "preferredVersion": all[0]})
+}
+
+fn resources(table: &ResourceTable, group: &str, version: &str) -> Result<Value, Status> {
+    let rows: Vec<&Arc<ResourceDef>> =
+        table.rows().iter().filter(|r| &*r.group == group && &*r.version == version).collect();
+    if rows.is_empty() {
+        return Err(Status::path_not_found());
+    }
+    let mut list = Vec::new();
+    for row in rows {
+        let mut entry = json!({"name": &*row.resource, "singularName": &*row.singular, "namespaced": row.namespaced,
+            "kind": &*row.kind, "verbs": row.verbs()});
+        if !row.short_names.is_empty() {
+            entry["shortNames"] = json!(row.short_names);
+        }
+        if !row.categories.is_empty() {
+            entry["categories"] = json!(row.categories);
+        }
+        list.push(entry);
+        for sub in &row.subresources {
+            let (g, v, k) = kind_of(row, sub);
+            let mut entry = json!({"name": format!("{}/{}", row.resource, sub.name), "singularName": "",
+                "namespaced": row.namespaced, "kind": k, "verbs": subresource_verbs(sub)});
+            if sub.kind.is_some() {
+                entry["group"] = g.into();
+                entry["version"] = v.into();
+            }
+            list.push(entry);
+        }
+    }
+    let group_version = meta::gvk::join_api_version(group, version);
+    Ok(
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}),
+    )
+}
+
+fn kind_of<'a>(row: &'a ResourceDef, sub: &'a registry::Subresource) -> (&'a str, &'a str, &'a str) {
+    match &sub.kind {
+        Some((g, v, k)) => (g, v, k),
+        None => (&row.group, &row.version, &row.kind),
+    }
+}
+
+fn aggregated(table: &ResourceTable, core: bool) -> Value {
+    let groups = table.groups();
+    let items: Vec<Value> = groups
+        .iter()
+        .filter(|(g, _)| g.is_empty() == core)
+        .map(|(g, versions)| {
+            let versions: Vec<Value> = versions
+                .iter()
+                .map(|v| {
+                    let rows = table.rows().iter().filter(|r| &*r.group == *g && &*r.version == *v);
+                    let resources: Vec<Value> = rows.map(|r| aggregated_resource(r)).collect();
+                    json!({"version": v, "resources": resources, "freshness": "Current"})
+                })
+                .collect();
+            let metadata = if g.is_empty() {
+                json!({"creationTimestamp": null})
+            } else {
+                json!({"name": g, "creationTimestamp": null})
+            };
+            json!({"metadata": metadata, "versions": versions})
+        })
+        .collect();
+    json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items})
+}
+
+fn aggregated_resource(row: &ResourceDef) -> Value {
+    let kind = |(g, v, k): (&str, &str, &str)| json!({"group": g, "version": v, "kind": k});
+    let mut entry = json!({
+        "resource": &*row.resource,
+        "responseKind": kind((&row.group, &row.version, &row.kind)),
+        "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": &*row.singular,
+        "verbs": row.verbs(),
+    });
+    if !row.short_names.is_empty() {
+        entry["shortNames"] = json!(row.short_names);
+    }
+    if !row.categories.is_empty() {
+        entry["categories"] = json!(row.categories);
+    }
+    let subs: Vec<Value> = row
+        .subresources
+        .iter()
+        .map(|s| json!({"subresource": &*s.name, "responseKind": kind(kind_of(row, s)), "verbs": subresource_verbs(s)}))
+        .collect();
+    if !subs.is_empty() {
+        entry["subresources"] = json!(subs);
+    }
+    entry
+}
+
+/// Every path of the root document.
+pub fn paths(server: &Server) -> Vec<String> {
+    let table = server.registry.table();
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ]
+    .map(String::from)
+    .to_vec();
+    for (group, versions) in table.groups().into_iter().filter(|(g, _)| !g.is_empty()) {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
+    }
+    paths.sort();
+    paths
+}

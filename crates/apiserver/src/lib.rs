@@ -1,0 +1,29 @@
+//! The front door: filter chain, content negotiation, discovery, OpenAPI, verbs to registry, upgrades to kubelets.
+//!
+//! [`server::Server::handle`] is the whole API as one function; [`serve`] puts it behind TLS, in-process
+//! callers get it as it is. Every route derives from the resource table.
+//!
+//! **Invariant:** knows nothing of controllers, and has no handler for a single kind except the reviews and
+//! subresources that have no storage of their own.
+
+pub mod body;
+pub mod bootstrap;
+pub mod chain;
+pub mod discovery;
+pub mod endpoints;
+pub mod escalation;
+pub mod follow;
+pub mod kubelet;
+pub mod lookup;
+pub mod metrics;
+pub mod negotiate;
+pub mod openapi;
+pub mod path;
+pub mod reviews;
+pub mod serve;
+pub mod server;
+pub mod subresource;
+pub mod verbs;
+pub mod watch;
+
+pub use server::{Config, Server};

@@ -1,0 +1,165 @@
+//! Resources without storage: reviews that are answered and forgotten, bindings, component statuses.
+
+use auth::rbac::{Attributes, Decision};
+use bytes::Bytes;
+use meta::{FieldError, Status, UserInfo};
+use registry::FieldValidation;
+use serde_json::{Map, Value, json};
+
+use crate::body::{self, Answer};
+use crate::negotiate;
+use crate::server::Server;
+use crate::verbs::Call;
+
+/// POST to a resource without storage.
+pub async fn create(server: &Server, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
+    let body = negotiate::body_as_json(call.headers, body)?;
+    let mut warnings = Vec::new();
+    let mut object = registry::write::decode_body(call.def, &body, FieldValidation::Warn, &mut warnings)?;
+    match (&*call.def.group, &*call.def.resource) {
+        ("", "bindings") => {
+            let name = registry::write::meta_text(&object, "name").to_owned();
+            return crate::subresource::bind(server, call, &name, &object).await;
+        }
+        ("authentication.k8s.io", "selfsubjectreviews") => {
+            object.insert("status".into(), json!({"userInfo": call.user}));
+        }
+        ("authentication.k8s.io", "tokenreviews") => token_review(server, &mut object),
+        ("authorization.k8s.io", "selfsubjectrulesreviews") => rules_review(server, call, &mut object)?,
+        ("authorization.k8s.io", _) => access_review(server, call, &mut object)?,
+        _ => return Err(crate::server::method_not_allowed(call.def)),
+    }
+    object
+        .get_mut("metadata")
+        .and_then(Value::as_object_mut)
+        .map(|m| m.insert("creationTimestamp".into(), Value::Null));
+    let mut answer = body::json(201, &Value::Object(object));
+    body::warn(&mut answer, &warnings);
+    Ok(answer)
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(String::from)).collect()
+}
+
+fn token_review(server: &Server, review: &mut Map<String, Value>) {
+    let spec = review.get("spec").cloned().unwrap_or_default();
+    let audiences = strings(&spec["audiences"]);
+    let wanted = if audiences.is_empty() { server.authenticator.audiences().to_vec() } else { audiences };
+    let status =
+        match server.authenticator.authenticate_token(spec["token"].as_str().unwrap_or_default(), &wanted) {
+            Ok((user, audiences)) => json!({"authenticated": true, "user": user, "audiences": audiences}),
+            Err(error) => json!({"authenticated": false, "error": error.to_string()}),
+        };
+    review.insert("status".into(), status);
+}
+
+/// The user a review asks about: the caller for the `self` ones.
+fn subject(call: &Call<'_>, spec: &Value) -> Result<UserInfo, Status> {
+    if call.def.resource.starts_with("self") {
+        return Ok(call.user.clone());
+    }
+    let user = UserInfo {
+        username: spec["user"].as_str().unwrap_or_default().to_owned(),
+        uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+        groups: strings(&spec["groups"]),
+        extra: serde_json::from_value(spec["extra"].clone()).unwrap_or_default(),
+    };
+    if user.username.is_empty() && user.groups.is_empty() {
+        let error =
+            FieldError::invalid("spec.user", &"".into(), "at least one of user or group must be specified");
+        return Err(Status::invalid(&call.def.group, &call.def.kind, "", &[error]));
+    }
+    Ok(user)
+}
+
+fn access_review(server: &Server, call: &Call<'_>, review: &mut Map<String, Value>) -> Result<(), Status> {
+    let spec = review.get("spec").cloned().unwrap_or_default();
+    let user = subject(call, &spec)?;
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    if resource.is_object() == path.is_object() {
+        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        let error = FieldError::invalid("spec.resourceAttributes", resource, why);
+        return Err(Status::invalid(&call.def.group, &call.def.kind, "", &[error]));
+    }
+    let text = |v: &'_ Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
+    let is_resource = resource.is_object();
+    let asked = if is_resource { resource } else { path };
+    let (verb, group, version) = (text(asked, "verb"), text(asked, "group"), text(asked, "version"));
+    let (kind, sub, name) = (text(asked, "resource"), text(asked, "subresource"), text(asked, "name"));
+    let mut namespace = text(asked, "namespace");
+    if &*call.def.resource == "localsubjectaccessreviews" {
+        if namespace != call.info.namespace {
+            let why = "must match metadata.namespace";
+            let error = FieldError::invalid("spec.resourceAttributes.namespace", &namespace.into(), why);
+            return Err(Status::invalid(&call.def.group, &call.def.kind, "", &[error]));
+        }
+        namespace = call.info.namespace.clone();
+    }
+    let path = text(asked, "path");
+    let attributes = Attributes {
+        user: &user,
+        verb: &verb,
+        api_group: &group,
+        api_version: &version,
+        resource: &kind,
+        subresource: &sub,
+        name: &name,
+        namespace: &namespace,
+        path: &path,
+        resource_request: is_resource,
+    };
+    let status = match server.decide(&attributes) {
+        Decision::Allow(reason) => json!({"allowed": true, "reason": reason}),
+        Decision::NoOpinion(reason) if reason.is_empty() => json!({"allowed": false}),
+        Decision::NoOpinion(reason) => json!({"allowed": false, "reason": reason}),
+    };
+    review.insert("status".into(), status);
+    Ok(())
+}
+
+fn rules_review(server: &Server, call: &Call<'_>, review: &mut Map<String, Value>) -> Result<(), Status> {
+    let namespace = review.get("spec").and_then(|s| s["namespace"].as_str()).unwrap_or_default().to_owned();
+    if namespace.is_empty() {
+        return Err(Status::bad_request("no namespace on request"));
+    }
+    let rules = server.rbac.rules_for(call.user, &namespace);
+    let (mut resource, mut other) = (Vec::new(), Vec::new());
+    for rule in &rules.rules {
+        let value = json!(rule);
+        if value["nonResourceURLs"].as_array().is_some_and(|l| !l.is_empty()) {
+            other.push(json!({"verbs": value["verbs"], "nonResourceURLs": value["nonResourceURLs"]}));
+        } else {
+            resource.push(value);
+        }
+    }
+    let status = json!({"resourceRules": resource, "nonResourceRules": other, "incomplete": false});
+    review.insert("status".into(), status);
+    Ok(())
+}
+
+/// The component statuses that old clients ask for: everything is in this one process, so if it answers it
+/// is healthy.
+const COMPONENTS: [&str; 3] = ["controller-manager", "etcd-0", "scheduler"];
+
+fn component(name: &str) -> Value {
+    json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name},
+        "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]})
+}
+
+/// GET of one component status.
+pub fn component_status(name: &str) -> Result<Answer, Status> {
+    if COMPONENTS.contains(&name) {
+        return Ok(body::json(200, &component(name)));
+    }
+    Err(Status::not_found("", "componentstatuses", name))
+}
+
+/// GET of all component statuses.
+pub fn component_statuses() -> Answer {
+    let items: Vec<Value> = COMPONENTS.iter().map(|c| component(c)).collect();
+    body::json(
+        200,
+        &json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": items}),
+    )
+}

@@ -1,0 +1,353 @@
+//! The filter chain: one function from request to answer, the same for sockets and in-process callers.
+//!
+//! panic guard -> authentication -> impersonation -> in-flight limits -> authorization -> dispatch.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use auth::authenticate::Authenticator;
+use auth::node::NodeGraph;
+use auth::rbac::{Attributes, Decision, RbacIndex};
+use auth::token::TokenSigner;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{Request, header};
+use meta::user::{GROUP_AUTHENTICATED, GROUP_UNAUTHENTICATED, USER_ANONYMOUS};
+use meta::{Reason, Status, UserInfo};
+use registry::Registry;
+use stdx::Random;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::body::{self, Answer, Body};
+use crate::chain::Admission;
+use crate::kubelet::KubeletClient;
+use crate::metrics::Metrics;
+use crate::path::{Query, RequestInfo, parse};
+use crate::verbs::Call;
+
+/// Requests that only read, at once (upstream's default).
+const READS_IN_FLIGHT_MAX: usize = 400;
+/// Requests that write, at once (upstream's default).
+const WRITES_IN_FLIGHT_MAX: usize = 200;
+
+/// The leaf certificate of the connection (DER), put among a request's extensions by the listener.
+#[derive(Debug, Clone)]
+pub struct PeerCertificate(pub Arc<[u8]>);
+
+/// What the server is made of. Cheap to clone.
+#[derive(Clone)]
+pub struct Server(Arc<Parts>);
+
+/// The parts of a server.
+pub struct Parts {
+    /// State and verbs.
+    pub registry: Arc<Registry>,
+    /// Who is calling.
+    pub authenticator: Arc<Authenticator>,
+    /// Issues ServiceAccount tokens.
+    pub tokens: Arc<TokenSigner>,
+    /// Roles and bindings.
+    pub rbac: Arc<RbacIndex>,
+    /// What nodes may read.
+    pub nodes: Arc<NodeGraph>,
+    /// The way to kubelets.
+    pub kubelets: KubeletClient,
+    /// Request counters.
+    pub metrics: Metrics,
+    /// Randomness.
+    pub random: Arc<dyn Random>,
+    /// Ends watches and refuses new requests.
+    pub shutdown: CancellationToken,
+    /// Becomes true once the server has written what every cluster starts with.
+    pub ready: std::sync::atomic::AtomicBool,
+    pub(crate) reads: Semaphore,
+    pub(crate) writes: Semaphore,
+    pub(crate) discovery: crate::discovery::Cache,
+}
+
+impl std::ops::Deref for Server {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a server is built from.
+pub struct Config {
+    /// State and verbs.
+    pub registry: Arc<Registry>,
+    /// Who is calling.
+    pub authenticator: Arc<Authenticator>,
+    /// Issues ServiceAccount tokens.
+    pub tokens: Arc<TokenSigner>,
+    /// The way to kubelets.
+    pub kubelets: KubeletClient,
+    /// Randomness.
+    pub random: Arc<dyn Random>,
+    /// Ends watches and refuses new requests.
+    pub shutdown: CancellationToken,
+}
+
+impl Server {
+    /// A server over `config`, with RBAC and the node graph following the registry.
+    pub fn new(config: Config) -> Server {
+        let (rbac, nodes) = (Arc::new(RbacIndex::new()), Arc::new(NodeGraph::new()));
+        crate::follow::rbac(&config.registry, &rbac);
+        crate::follow::nodes(&config.registry, &nodes);
+        Server(Arc::new(Parts {
+            registry: config.registry,
+            authenticator: config.authenticator,
+            tokens: config.tokens,
+            rbac,
+            nodes,
+            kubelets: config.kubelets,
+            metrics: Metrics::default(),
+            random: config.random,
+            shutdown: config.shutdown,
+            ready: false.into(),
+            reads: Semaphore::new(READS_IN_FLIGHT_MAX),
+            writes: Semaphore::new(WRITES_IN_FLIGHT_MAX),
+            discovery: crate::discovery::Cache::default(),
+        }))
+    }
+
+    /// The admission chain.
+    pub fn admission(&self) -> Admission {
+        Admission::new(self.clone())
+    }
+
+    /// Answers one request. Never fails and never panics.
+    ///
+    /// Boxed, so that callers need not know the type of the whole chain.
+    pub fn handle(&self, request: Request<Body>) -> BoxFuture<'static, Answer> {
+        let server = self.clone();
+        Box::pin(async move { server.guarded(request).await })
+    }
+
+    async fn guarded(&self, request: Request<Body>) -> Answer {
+        let started = std::time::Instant::now();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let guarded = AssertUnwindSafe(self.chain(request)).catch_unwind().await;
+        let (info, answer) = guarded.unwrap_or_else(|_| {
+            tracing::error!(%method, path, "a handler panicked");
+            (
+                RequestInfo::default(),
+                body::failure(&Status::internal("the handler of this request panicked; this is a bug")),
+            )
+        });
+        self.metrics.observe(&info, answer.status().as_u16(), started.elapsed());
+        answer
+    }
+
+    async fn chain(&self, mut request: Request<Body>) -> (RequestInfo, Answer) {
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let info = parse(request.method(), request.uri().path(), &query);
+        let answer = match self.authenticate(&mut request) {
+            Ok(user) => self.authorized(request, &info, &query, user).await,
+            Err(status) => body::failure(&status),
+        };
+        (info, answer)
+    }
+
+    /// Who makes the request; in-process callers say it themselves.
+    fn authenticate(&self, request: &mut Request<Body>) -> Result<UserInfo, Status> {
+        let user = match request.extensions_mut().remove::<UserInfo>() {
+            Some(user) => user,
+            None => {
+                let bearer = bearer_token(request);
+                let certificate = request.extensions().get::<PeerCertificate>().map(|c| c.0.clone());
+                self.authenticator.authenticate(bearer.as_deref(), certificate.as_deref())?
+            }
+        };
+        self.impersonate(request, user)
+    }
+
+    /// `Impersonate-*` headers: acting as somebody else, where RBAC allows it.
+    fn impersonate(&self, request: &Request<Body>, user: UserInfo) -> Result<UserInfo, Status> {
+        let header = |name: &str| -> Vec<String> {
+            request.headers().get_all(name).iter().filter_map(|v| v.to_str().ok().map(String::from)).collect()
+        };
+        let (names, groups) = (header("impersonate-user"), header("impersonate-group"));
+        let Some(name) = names.into_iter().next() else {
+            return match groups.is_empty() {
+                true => Ok(user),
+                false => Err(Status::bad_request("requested groups without impersonating a user")),
+            };
+        };
+        let account = name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'));
+        let allowed = |resource: &str, namespace: &str, name: &str| {
+            let attributes = Attributes {
+                user: &user,
+                verb: "impersonate",
+                api_group: "",
+                api_version: "v1",
+                resource,
+                subresource: "",
+                name,
+                namespace,
+                path: "",
+                resource_request: true,
+            };
+            match self.decide(&attributes) {
+                Decision::Allow(_) => Ok(()),
+                Decision::NoOpinion(reason) => Err(attributes.forbidden(&reason)),
+            }
+        };
+        match account {
+            Some((namespace, account)) => allowed("serviceaccounts", namespace, account)?,
+            None => allowed("users", "", &name)?,
+        }
+        groups.iter().try_for_each(|g| allowed("groups", "", g))?;
+        let mut acting = match account {
+            Some((namespace, account)) if groups.is_empty() => UserInfo::service_account(namespace, account),
+            _ => UserInfo { username: name, groups, ..Default::default() },
+        };
+        let group =
+            if acting.username == USER_ANONYMOUS { GROUP_UNAUTHENTICATED } else { GROUP_AUTHENTICATED };
+        if !acting.in_group(group) {
+            acting.groups.push(group.into());
+        }
+        Ok(acting)
+    }
+
+    /// The node authorizer, then RBAC.
+    pub fn decide(&self, attributes: &Attributes<'_>) -> Decision {
+        match auth::node::authorize(attributes, &*self.nodes, &self.rbac) {
+            allow @ Decision::Allow(_) => allow,
+            Decision::NoOpinion(node) => match self.rbac.authorize(attributes) {
+                Decision::NoOpinion(rbac) if rbac.is_empty() => Decision::NoOpinion(node),
+                decision => decision,
+            },
+        }
+    }
+
+    async fn authorized(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        query: &Query,
+        user: UserInfo,
+    ) -> Answer {
+        let path = request.uri().path().to_owned();
+        let attributes = attributes(info, &user, &path);
+        if let Decision::NoOpinion(reason) = self.decide(&attributes) {
+            return body::failure(&attributes.forbidden(&reason));
+        }
+        let _permit = match self.permit(info) {
+            Ok(permit) => permit,
+            Err(status) => return body::failure(&status),
+        };
+        let answered = if info.is_resource {
+            self.resource(request, info, query, &user).await
+        } else {
+            crate::endpoints::serve(self, &request, query)
+        };
+        answered.unwrap_or_else(|status| body::failure(&status))
+    }
+
+    /// A place among the requests in flight. Long-running requests need none.
+    fn permit(&self, info: &RequestInfo) -> Result<Option<tokio::sync::SemaphorePermit<'_>>, Status> {
+        let long = info.verb == "watch"
+            || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
+        if long || !info.is_resource {
+            return Ok(None);
+        }
+        let pool = if matches!(info.verb, "get" | "list") { &self.reads } else { &self.writes };
+        pool.try_acquire().map(Some).map_err(|_| {
+            let mut status = Status::new(
+                429,
+                Reason::TooManyRequests,
+                "The server has received too many requests and has asked us to try again later",
+            );
+            status.details =
+                Some(Box::new(meta::status::Details { retry_after_seconds: 1, ..Default::default() }));
+            status
+        })
+    }
+
+    /// A request for a resource, allowed already.
+    async fn resource(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        query: &Query,
+        user: &UserInfo,
+    ) -> Result<Answer, Status> {
+        let table = self.registry.table();
+        let Some(def) = table.find(&info.group, &info.version, &info.resource) else {
+            return Err(Status::path_not_found());
+        };
+        if def.namespaced && info.namespace.is_empty() && !matches!(info.verb, "list" | "watch" | "create") {
+            return Err(Status::path_not_found());
+        }
+        if !info.subresource.is_empty() {
+            return crate::subresource::serve(self, request, info, query, user, def).await;
+        }
+        let method = match info.verb {
+            "watch" => "list",
+            "create" => "post",
+            "update" => "put",
+            verb => verb,
+        };
+        if !def.serves(method) {
+            return Err(method_not_allowed(def));
+        }
+        let (parts, body) = request.into_parts();
+        let call = Call { info, query, headers: &parts.headers, user, def };
+        match info.verb {
+            "get" if !def.is_stored() => crate::reviews::component_status(&info.name),
+            "list" if !def.is_stored() => Ok(crate::reviews::component_statuses()),
+            "get" => self.get(&call).await,
+            "list" => self.list(&call).await,
+            "watch" => self.watch(&call).await,
+            "create" if !def.is_stored() => {
+                crate::reviews::create(self, &call, body::read(body).await?).await
+            }
+            "create" if def.namespaced && info.namespace.is_empty() => Err(method_not_allowed(def)),
+            "create" => self.create(&call, body::read(body).await?).await,
+            "update" => self.update(&call, body::read(body).await?).await,
+            "patch" => self.patch(&call, body::read(body).await?).await,
+            "delete" => self.delete(&call, body::read(body).await?).await,
+            "deletecollection" => self.delete_collection(&call, body::read(body).await?).await,
+            _ => Err(method_not_allowed(def)),
+        }
+    }
+}
+
+/// 405 for a method that a resource does not have.
+pub fn method_not_allowed(def: &registry::ResourceDef) -> Status {
+    let mut status = Status::new(
+        405,
+        Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+    );
+    status.details = Some(Box::new(meta::status::Details {
+        group: def.group.to_string(),
+        kind: def.resource.to_string(),
+        ..Default::default()
+    }));
+    status
+}
+
+fn bearer_token(request: &Request<Body>) -> Option<String> {
+    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+}
+
+/// What authorizers see of a request.
+pub fn attributes<'a>(info: &'a RequestInfo, user: &'a UserInfo, path: &'a str) -> Attributes<'a> {
+    Attributes {
+        user,
+        verb: info.verb,
+        api_group: &info.group,
+        api_version: &info.version,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        name: &info.name,
+        namespace: &info.namespace,
+        path,
+        resource_request: info.is_resource,
+    }
+}

@@ -1,0 +1,351 @@
+//! The verbs on resources: from a request to the registry and back, the same for every kind.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+use meta::{Object, Status, UserInfo};
+use registry::read::ListOptions;
+use registry::table::{self, IncludeObject};
+use registry::{DeleteOptions, FieldValidation, Patch, ResourceDef, Target, WriteOptions, Written};
+use serde_json::{Map, Value, json};
+
+use crate::body::{self, Answer};
+use crate::negotiate::{self, Shape};
+use crate::path::{Query, RequestInfo};
+use crate::server::Server;
+
+/// A request for a resource, with everything but its body read.
+pub struct Call<'a> {
+    /// What the URL says.
+    pub info: &'a RequestInfo,
+    /// Parameters.
+    pub query: &'a Query,
+    /// Headers.
+    pub headers: &'a HeaderMap,
+    /// Who asks.
+    pub user: &'a UserInfo,
+    /// The row that serves it.
+    pub def: &'a ResourceDef,
+}
+
+/// Longest field manager name.
+const MANAGER_MAX: usize = 128;
+
+impl<'a> Call<'a> {
+    /// What a write is aimed at.
+    pub fn target(&self) -> Target<'a> {
+        Target {
+            def: self.def,
+            namespace: if self.def.namespaced { &self.info.namespace } else { "" },
+            name: &self.info.name,
+            subresource: &self.info.subresource,
+        }
+    }
+
+    fn namespace(&self) -> &'a str {
+        if self.def.namespaced { &self.info.namespace } else { "" }
+    }
+
+    /// The options of a list or watch.
+    pub fn list_options(&self) -> Result<ListOptions, Status> {
+        let limit = self.query.get("limit");
+        let limit = if limit.is_empty() {
+            0
+        } else {
+            limit.parse::<i64>().map_err(|_| {
+                Status::bad_request(format!("strconv.ParseInt: parsing {limit:?}: invalid syntax"))
+            })?
+        };
+        Ok(ListOptions {
+            label_selector: self.query.get("labelSelector").into(),
+            field_selector: self.query.get("fieldSelector").into(),
+            resource_version: self.query.get("resourceVersion").into(),
+            resource_version_match: self.query.get("resourceVersionMatch").into(),
+            limit: usize::try_from(limit).unwrap_or(0),
+            continue_token: self.query.get("continue").into(),
+            send_initial_events: self
+                .query
+                .has("sendInitialEvents")
+                .then(|| self.query.flag("sendInitialEvents")),
+            allow_bookmarks: self.query.flag("allowWatchBookmarks"),
+        })
+    }
+
+    /// Parameters of a write.
+    pub fn write_options(&self) -> Result<WriteOptions<'a>, Status> {
+        let dry_run = match self.query.get("dryRun") {
+            "" => false,
+            "All" => true,
+            other => {
+                let e = meta::FieldError::not_supported("dryRun", &other.into(), &["All"]);
+                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
+            }
+        };
+        let field_validation = match self.query.get("fieldValidation") {
+            "" | "Warn" => FieldValidation::Warn,
+            "Ignore" => FieldValidation::Ignore,
+            "Strict" => FieldValidation::Strict,
+            other => {
+                let allowed = ["", "Ignore", "Strict", "Warn"];
+                let e = meta::FieldError::not_supported("fieldValidation", &other.into(), &allowed);
+                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
+            }
+        };
+        let mut manager = self.query.get("fieldManager").to_owned();
+        if manager.len() > MANAGER_MAX || manager.chars().any(char::is_control) {
+            let e = meta::FieldError::too_long("fieldManager", MANAGER_MAX);
+            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
+        }
+        if manager.is_empty() {
+            let agent =
+                self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
+            manager = agent.split('/').next().unwrap_or_default().chars().take(MANAGER_MAX).collect();
+        }
+        Ok(WriteOptions {
+            user: self.user,
+            dry_run,
+            field_manager: manager,
+            field_validation,
+            force: self.query.flag("force"),
+        })
+    }
+
+    /// How much of the object table rows carry.
+    pub fn include(&self) -> IncludeObject {
+        match self.query.get("includeObject") {
+            "None" => IncludeObject::None,
+            "Object" => IncludeObject::Object,
+            _ => IncludeObject::Metadata,
+        }
+    }
+}
+
+impl Server {
+    /// Answers one object in the shape the client wants.
+    pub fn object_answer(&self, call: &Call<'_>, code: u16, bytes: Bytes) -> Result<Answer, Status> {
+        match negotiate::accept(call.headers)? {
+            Shape::Table => {
+                let object = parse_object(&bytes, call.def)?;
+                let now = self.registry.clock().now();
+                let row = table::row(call.def, &object, call.include(), now);
+                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                let columns = table::column_definitions(call.def);
+                Ok(body::json(code, &table::table(Some(columns), vec![row], metadata)))
+            }
+            Shape::Partial => {
+                let value = serde_json::from_slice(&bytes).map_err(Status::internal)?;
+                Ok(body::json(code, &table::partial(value)))
+            }
+            _ => Ok(body::json_bytes(code, bytes)),
+        }
+    }
+
+    fn written_answer(&self, call: &Call<'_>, written: Written) -> Result<Answer, Status> {
+        let code = if written.created { 201 } else { 200 };
+        let mut answer = self.object_answer(call, code, written.bytes)?;
+        body::warn(&mut answer, &written.warnings);
+        Ok(answer)
+    }
+
+    /// GET of one object.
+    pub async fn get(&self, call: &Call<'_>) -> Result<Answer, Status> {
+        let version = call.query.get("resourceVersion");
+        let object = self.registry.get(call.def, call.namespace(), &call.info.name, version).await?;
+        let bytes = registry::convert::bytes_from_storage(call.def, object.bytes.clone());
+        self.object_answer(call, 200, bytes)
+    }
+
+    /// GET of a collection.
+    pub async fn list(&self, call: &Call<'_>) -> Result<Answer, Status> {
+        let list = self.registry.list(call.def, call.namespace(), &call.list_options()?).await?;
+        self.list_answer(call, &list)
+    }
+
+    fn list_answer(&self, call: &Call<'_>, list: &registry::List) -> Result<Answer, Status> {
+        let mut metadata = json!({"resourceVersion": list.revision.to_string()});
+        if !list.continue_token.is_empty() {
+            metadata["continue"] = list.continue_token.as_str().into();
+        }
+        if let Some(n) = list.remaining {
+            metadata["remainingItemCount"] = n.into();
+        }
+        let def = call.def;
+        match negotiate::accept(call.headers)? {
+            Shape::Table => {
+                let now = self.registry.clock().now();
+                let rows = list.items.iter().map(|o| table::row(def, o, call.include(), now)).collect();
+                let columns = table::column_definitions(def);
+                Ok(body::json(200, &table::table(Some(columns), rows, metadata)))
+            }
+            Shape::Partial => {
+                let items: Vec<Value> = list.items.iter().map(|o| table::partial(o.to_value())).collect();
+                let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
+                Ok(body::json(200, &value))
+            }
+            _ => Ok(body::json_bytes(200, concat(def, &metadata, &list.items))),
+        }
+    }
+
+    /// POST to a collection.
+    pub async fn create(&self, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
+        let body = negotiate::body_as_json(call.headers, body)?;
+        let options = call.write_options()?;
+        let mut warnings = Vec::new();
+        let object = registry::write::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
+        self.check_escalation(call, &object).await?;
+        let admission = self.admission();
+        let written = self.registry.create(call.target(), object, &options, &admission, warnings).await?;
+        self.written_answer(call, written)
+    }
+
+    /// PUT of one object or of its status.
+    pub async fn update(&self, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
+        let body = negotiate::body_as_json(call.headers, body)?;
+        let options = call.write_options()?;
+        let mut warnings = Vec::new();
+        let object = registry::write::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
+        self.check_escalation(call, &object).await?;
+        let admission = self.admission();
+        let written = self.registry.update(call.target(), object, &options, &admission, warnings).await?;
+        self.written_answer(call, written)
+    }
+
+    /// PATCH of one object or of its status.
+    pub async fn patch(&self, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
+        let yaml;
+        let patch = match negotiate::content_type(call.headers).as_str() {
+            "application/json-patch+json" => Patch::Json(&body),
+            "application/merge-patch+json" => Patch::Merge(&body),
+            "application/strategic-merge-patch+json" => Patch::Strategic(&body),
+            "application/apply-patch+yaml" => {
+                yaml = negotiate::yaml_to_json(&body)?;
+                Patch::Apply(&yaml)
+            }
+            other => {
+                return Err(negotiate::unsupported(
+                    other,
+                    &[
+                        "application/json-patch+json",
+                        "application/merge-patch+json",
+                        "application/strategic-merge-patch+json",
+                        "application/apply-patch+yaml",
+                    ],
+                ));
+            }
+        };
+        let options = call.write_options()?;
+        if options.force && !matches!(patch, Patch::Apply(_)) {
+            let e = meta::FieldError::forbidden("force", "may not be specified for non-apply patch");
+            return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[e]));
+        }
+        let admission = self.admission();
+        let written = self.registry.patch(call.target(), patch, &options, &admission).await?;
+        self.written_answer(call, written)
+    }
+
+    fn delete_options(&self, call: &Call<'_>, body: &Bytes) -> Result<DeleteOptions, Status> {
+        let mut options: DeleteOptions = if body.is_empty() {
+            DeleteOptions::default()
+        } else {
+            let json = negotiate::body_as_json(call.headers, body.clone())?;
+            serde_json::from_slice(&json)
+                .map_err(|e| Status::bad_request(format!("cannot decode DeleteOptions: {e}")))?
+        };
+        if let Ok(seconds) = call.query.get("gracePeriodSeconds").parse() {
+            options.grace_period_seconds = Some(seconds);
+        }
+        if call.query.has("propagationPolicy") {
+            options.propagation_policy = Some(call.query.get("propagationPolicy").into());
+        }
+        if call.query.has("orphanDependents") {
+            options.orphan_dependents = Some(call.query.flag("orphanDependents"));
+        }
+        Ok(options)
+    }
+
+    /// DELETE of one object.
+    pub async fn delete(&self, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
+        let delete = self.delete_options(call, &body)?;
+        let mut options = call.write_options()?;
+        options.dry_run |= delete.dry_run.iter().any(|d| d == "All");
+        let admission = self.admission();
+        let deleted = self.registry.delete(call.target(), &delete, &options, &admission).await?;
+        match deleted {
+            registry::delete::Deleted::Pending(bytes) => self.object_answer(call, 200, bytes),
+            // Upstream answers with the object for these kinds and with a Status for the rest.
+            registry::delete::Deleted::Gone(bytes) if returns_object(call.def) => {
+                self.object_answer(call, 200, bytes)
+            }
+            registry::delete::Deleted::Gone(bytes) => {
+                let object: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                Ok(body::json(200, &success(call.def, &call.info.name, &object["metadata"]["uid"])))
+            }
+        }
+    }
+
+    /// DELETE of a collection.
+    pub async fn delete_collection(&self, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
+        let delete = self.delete_options(call, &body)?;
+        let mut options = call.write_options()?;
+        options.dry_run |= delete.dry_run.iter().any(|d| d == "All");
+        let admission = self.admission();
+        let list = call.list_options()?;
+        let deleted =
+            self.registry.delete_collection(call.target(), &list, &delete, &options, &admission).await?;
+        self.list_answer(call, &deleted)
+    }
+}
+
+fn returns_object(def: &ResourceDef) -> bool {
+    matches!(
+        &*def.resource,
+        "pods"
+            | "services"
+            | "serviceaccounts"
+            | "persistentvolumes"
+            | "persistentvolumeclaims"
+            | "podtemplates"
+            | "resourcequotas"
+            | "storageclasses"
+            | "csinodes"
+            | "csidrivers"
+            | "volumeattachments"
+    )
+}
+
+/// The Status of a deletion that is complete.
+fn success(def: &ResourceDef, name: &str, uid: &Value) -> Value {
+    let mut details = json!({"name": name, "kind": &*def.resource, "uid": uid});
+    if !def.group.is_empty() {
+        details["group"] = (*def.group).into();
+    }
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
+}
+
+/// A list is its items' bytes between brackets: nothing is encoded again.
+fn concat(def: &ResourceDef, metadata: &Value, items: &[std::sync::Arc<Object>]) -> Bytes {
+    let size: usize = items.iter().map(|o| o.bytes.len() + 1).sum();
+    let mut out = BytesMut::with_capacity(size + 256);
+    let head = format!(
+        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+        def.kind,
+        def.api_version()
+    );
+    out.put_slice(head.as_bytes());
+    for (i, object) in items.iter().enumerate() {
+        if i > 0 {
+            out.put_u8(b',');
+        }
+        out.put_slice(&registry::convert::bytes_from_storage(def, object.bytes.clone()));
+    }
+    out.put_slice(b"]}");
+    out.freeze()
+}
+
+/// An answer's bytes as an object again (for tables of single objects).
+fn parse_object(bytes: &Bytes, def: &ResourceDef) -> Result<Object, Status> {
+    let value: Map<String, Value> = serde_json::from_slice(bytes).map_err(Status::internal)?;
+    let revision = registry::write::meta_text(&value, "resourceVersion").parse().unwrap_or(0);
+    let stored = meta::object::encode(&registry::convert::to_storage(def, value));
+    Object::at_revision(&stored, revision, &[])
+        .ok_or_else(|| Status::internal("the object cannot be read back"))
+}

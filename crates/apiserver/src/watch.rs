@@ -1,0 +1,199 @@
+//! Watches: a stream of JSON lines that ends with the client, the timeout, or the server.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use meta::{Object, Status};
+use registry::cache::{Change, Seen, Watch, watch_frame};
+use registry::table::{self, IncludeObject};
+use registry::{ResourceDef, ResourceTable};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::body::{Answer, BoxError};
+use crate::negotiate::{self, Shape};
+use crate::server::Server;
+use crate::verbs::Call;
+
+/// Length of a watch without `timeoutSeconds`: this plus up to as much again, so that clients do not all
+/// come back at once.
+const DEFAULT_SECONDS_MIN: u64 = 1800;
+/// Time between bookmarks.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(55);
+/// Events joined into one write while they are there.
+const JOINED_MAX: usize = 128;
+/// Marks the bookmark behind the initial events (KEP-3157).
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+struct Stream {
+    watch: Watch,
+    initial: VecDeque<Arc<Object>>,
+    /// A bookmark is owed once the initial events are out.
+    initial_bookmark: bool,
+    bookmarks: bool,
+    next_bookmark: Instant,
+    deadline: Instant,
+    shape: Shape,
+    include: IncludeObject,
+    table: Arc<ResourceTable>,
+    gvr: (Box<str>, Box<str>, Box<str>),
+    columns_sent: bool,
+    server: Server,
+}
+
+impl Stream {
+    fn def(&self) -> Option<&Arc<ResourceDef>> {
+        self.table.find(&self.gvr.0, &self.gvr.1, &self.gvr.2)
+    }
+
+    fn frame_of(&mut self, seen: &Seen) -> Bytes {
+        let converts = self.def().is_some_and(|d| d.stored_as.is_some());
+        if self.shape == Shape::Object && !converts {
+            return seen.frame();
+        }
+        let (change, object) = (seen.change, seen.event.object.clone());
+        self.shaped(change, &object)
+    }
+
+    fn added(&mut self, object: &Object) -> Bytes {
+        let converts = self.def().is_some_and(|d| d.stored_as.is_some());
+        if self.shape == Shape::Object && !converts {
+            return watch_frame(Change::Added.as_str(), &object.bytes);
+        }
+        self.shaped(Change::Added, object)
+    }
+
+    fn shaped(&mut self, change: Change, object: &Object) -> Bytes {
+        let Some(def) = self.def().cloned() else { return Bytes::new() };
+        let value = match self.shape {
+            Shape::Table => {
+                let row = table::row(&def, object, self.include, self.server.registry.clock().now());
+                let columns = (!self.columns_sent).then(|| table::column_definitions(&def));
+                self.columns_sent = true;
+                table::table(columns, vec![row], json!({"resourceVersion": object.revision.to_string()}))
+            }
+            Shape::Partial => table::partial(object.to_value()),
+            _ => {
+                let bytes = registry::convert::bytes_from_storage(&def, object.bytes.clone());
+                return watch_frame(change.as_str(), &bytes);
+            }
+        };
+        watch_frame(change.as_str(), value.to_string().as_bytes())
+    }
+
+    fn bookmark(&self, revision: u64, end_of_initial: bool) -> Bytes {
+        let Some(def) = self.def() else { return Bytes::new() };
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if end_of_initial {
+            metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
+        }
+        let value = match self.shape {
+            Shape::Table => {
+                let object = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+                let row = json!({"cells": vec![Value::Null; def.columns.len()], "object": object});
+                table::table(None, vec![row], json!({"resourceVersion": revision.to_string()}))
+            }
+            Shape::Partial => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
+            _ => json!({"kind": &*def.kind, "apiVersion": def.api_version(), "metadata": metadata}),
+        };
+        watch_frame("BOOKMARK", value.to_string().as_bytes())
+    }
+
+    /// The next piece of the stream; `None` ends it.
+    async fn next(&mut self) -> Option<Bytes> {
+        if !self.initial.is_empty() {
+            let mut out = BytesMut::new();
+            for _ in 0..JOINED_MAX {
+                let Some(object) = self.initial.pop_front() else { break };
+                let frame = self.added(&object);
+                out.extend_from_slice(&frame);
+            }
+            return Some(out.freeze());
+        }
+        if std::mem::take(&mut self.initial_bookmark) {
+            return Some(self.bookmark(self.watch.revision, true));
+        }
+        let shutdown = self.server.shutdown.clone();
+        tokio::select! {
+            biased;
+            seen = self.watch.events.recv() => {
+                let first = self.frame_of(&seen?);
+                Some(self.joined(first))
+            }
+            () = shutdown.cancelled() => None,
+            () = tokio::time::sleep_until(self.deadline) => None,
+            () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
+                self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
+                // Read before looking for events: what it counts is then certainly delivered.
+                let revision = self.server.registry.cacher().applied();
+                match self.watch.events.try_recv() {
+                    Ok(seen) => {
+                        let first = self.frame_of(&seen);
+                        Some(self.joined(first))
+                    }
+                    Err(_) => Some(self.bookmark(revision, false)),
+                }
+            }
+        }
+    }
+
+    /// Adds the events that are already there to one write.
+    fn joined(&mut self, first: Bytes) -> Bytes {
+        let Ok(second) = self.watch.events.try_recv() else { return first };
+        let mut out = BytesMut::from(&first[..]);
+        let mut next = Some(second);
+        for _ in 0..JOINED_MAX {
+            let Some(seen) = next else { break };
+            out.extend_from_slice(&self.frame_of(&seen));
+            next = self.watch.events.try_recv().ok();
+        }
+        if let Some(seen) = next {
+            out.extend_from_slice(&self.frame_of(&seen));
+        }
+        out.freeze()
+    }
+}
+
+impl Server {
+    /// GET with `watch=true`.
+    pub async fn watch(&self, call: &Call<'_>) -> Result<Answer, Status> {
+        let options = call.list_options()?;
+        let def = call.def;
+        let namespace = if def.namespaced { call.info.namespace.as_str() } else { "" };
+        let shape = negotiate::accept(call.headers)?;
+        let mut watch = self.registry.watch(def, namespace, &call.info.name, &options).await?;
+        let seconds = match call.query.get("timeoutSeconds").parse::<u64>() {
+            Ok(n) if n > 0 => n,
+            _ => DEFAULT_SECONDS_MIN + self.random.below(DEFAULT_SECONDS_MIN),
+        };
+        let now = Instant::now();
+        let stream = Stream {
+            initial: std::mem::take(&mut watch.initial).into(),
+            initial_bookmark: options.send_initial_events == Some(true) && options.allow_bookmarks,
+            bookmarks: options.allow_bookmarks,
+            next_bookmark: now + BOOKMARK_EVERY,
+            deadline: now + Duration::from_secs(seconds),
+            watch,
+            shape,
+            include: call.include(),
+            table: self.registry.table(),
+            gvr: (def.group.clone(), def.version.clone(), def.resource.clone()),
+            columns_sent: false,
+            server: self.clone(),
+        };
+        let frames = futures_util::stream::unfold(stream, |mut stream| async move {
+            let bytes = stream.next().await?;
+            Some((Ok::<_, BoxError>(Frame::data(bytes)), stream))
+        });
+        let mut answer = http::Response::new(StreamBody::new(frames).boxed_unsync());
+        let json = http::HeaderValue::from_static("application/json");
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
+        Ok(answer)
+    }
+}

@@ -1,0 +1,175 @@
+//! What a container's processes do before they become the user's program.
+//!
+//! Runs in a fresh clone of the shim. Everything that needs the node's view (layers, volumes, cgroups) is opened
+//! first, then the root changes, then the inside is put together, and last of all privileges go. Failures and
+//! terminals travel to the shim over the setup socket; a silent end of it means that the program runs.
+
+mod command;
+mod identity;
+pub(crate) mod mounts;
+mod rootfs;
+
+use std::convert::Infallible;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroups;
+use crate::spec::{ContainerSpec, ProcessSpec};
+use crate::sys;
+use crate::wire::{self, Failure};
+
+/// From a starting process to the shim.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum SetupMessage {
+    /// The terminal's descriptor comes with this packet.
+    Terminal,
+    /// It did not work.
+    Failed { failure: Failure },
+}
+
+/// The process's ends of its pipes.
+#[derive(Debug)]
+pub(crate) struct Stdio {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+/// A first process to become.
+pub(crate) struct FirstProcess<'a> {
+    pub(crate) spec: &'a ContainerSpec,
+    /// The container's directory.
+    pub(crate) dir: &'a Path,
+    /// The sandbox's directory.
+    pub(crate) sandbox_dir: &'a Path,
+    pub(crate) cgroups: &'a Cgroups,
+    pub(crate) seccomp: Option<&'a [u8]>,
+    /// `None` with a terminal.
+    pub(crate) stdio: Option<Stdio>,
+    pub(crate) setup: OwnedFd,
+}
+
+/// A further process to become.
+pub(crate) struct FurtherProcess<'a> {
+    pub(crate) process: &'a ProcessSpec,
+    pub(crate) cgroup: &'a Path,
+    pub(crate) cgroups: &'a Cgroups,
+    pub(crate) seccomp: Option<&'a [u8]>,
+    pub(crate) stdio: Option<Stdio>,
+    pub(crate) setup: OwnedFd,
+    /// The container's first process.
+    pub(crate) target: BorrowedFd<'a>,
+}
+
+/// Becomes the container's first process.
+pub(crate) fn run_first(first: FirstProcess<'_>) -> ! {
+    let setup = first.setup.as_fd();
+    let Err(failure) = first.become_it();
+    fail(setup, failure)
+}
+
+/// Becomes a further process of a container.
+pub(crate) fn run_further(further: FurtherProcess<'_>) -> ! {
+    let setup = further.setup.as_fd();
+    let Err(failure) = further.become_it();
+    fail(setup, failure)
+}
+
+fn fail(setup: BorrowedFd<'_>, failure: Failure) -> ! {
+    // If the shim is gone nobody is left to be told.
+    let _ = wire::send(setup, &SetupMessage::Failed { failure }, &[]);
+    sys::exit_now(1)
+}
+
+fn start_alone() -> Result<(), Failure> {
+    sys::reset_signals();
+    nix::unistd::setsid().map_err(|e| Failure::during("setsid")(e.into()))?;
+    // Nothing of the shim's reaches the program.
+    sys::close_on_exec_from(3).map_err(Failure::during("close_range"))
+}
+
+fn use_stdio(stdio: &Stdio) -> Result<(), Failure> {
+    for (fd, number) in [(&stdio.stdin, 0), (&stdio.stdout, 1), (&stdio.stderr, 2)] {
+        sys::dup_onto(fd.as_fd(), number).map_err(Failure::during("set up standard streams"))?;
+    }
+    Ok(())
+}
+
+/// Makes a terminal inside the container, hands its other side to the shim and takes it as standard streams.
+fn use_terminal(setup: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty())
+        .map_err(|e| Failure::during("open /dev/ptmx")(e.into()))?;
+    let peer = sys::open_terminal_peer(master.as_fd()).map_err(Failure::during("open terminal"))?;
+    for number in 0..3 {
+        sys::dup_onto(peer.as_fd(), number).map_err(Failure::during("set up terminal"))?;
+    }
+    sys::take_terminal().map_err(Failure::during("set controlling terminal"))?;
+    wire::send(setup, &SetupMessage::Terminal, &[master.as_fd()])
+        .map_err(Failure::during("send terminal"))?;
+    Ok(peer)
+}
+
+/// The terminal belongs to the user, as after a login.
+fn own_terminal(peer: &OwnedFd, uid: u32) {
+    let owner = Some(rustix::fs::Uid::from_raw(uid));
+    // On a read-only or foreign file system the default owner works too.
+    let _ = rustix::fs::fchown(peer, owner, None);
+}
+
+/// Lowering needs a capability that the node may lack; raising always works. Containers start either way.
+fn set_oom_score(adj: i32) {
+    let _ = fs::write("/proc/self/oom_score_adj", adj.to_string());
+}
+
+impl FirstProcess<'_> {
+    fn become_it(&self) -> Result<Infallible, Failure> {
+        let process = &self.spec.process;
+        start_alone()?;
+        if !self.cgroups.is_v2() {
+            self.cgroups.join(&self.spec.cgroup).map_err(|e| Failure::new(e.to_string()))?;
+        }
+        set_oom_score(process.oom_score_adj);
+        if self.cgroups.is_v2() {
+            sys::unshare(libc::CLONE_NEWCGROUP).map_err(Failure::during("unshare cgroup namespace"))?;
+        }
+        let inside = rootfs::enter(self.spec, self.dir, self.sandbox_dir, self.cgroups)?;
+        inside.furnish(self.spec, self.cgroups)?;
+        match &self.stdio {
+            Some(stdio) => use_stdio(stdio)?,
+            None => {
+                let peer = use_terminal(self.setup.as_fd())?;
+                own_terminal(&peer, process.uid);
+                mounts::bind_console(&peer)?;
+            }
+        }
+        if !process.cwd.as_os_str().is_empty() {
+            fs::create_dir_all(&process.cwd)
+                .map_err(Failure::during(format!("mkdir {}", process.cwd.display())))?;
+        }
+        inside.seal(self.spec)?;
+        command::run(process, self.seccomp, true)
+    }
+}
+
+impl FurtherProcess<'_> {
+    fn become_it(&self) -> Result<Infallible, Failure> {
+        start_alone()?;
+        if !self.cgroups.is_v2() {
+            self.cgroups.join(self.cgroup).map_err(|e| Failure::new(e.to_string()))?;
+        }
+        set_oom_score(self.process.oom_score_adj);
+        let cgroup_namespace = if self.cgroups.is_v2() { libc::CLONE_NEWCGROUP } else { 0 };
+        sys::setns(self.target, libc::CLONE_NEWNS | cgroup_namespace)
+            .map_err(Failure::during("enter the container's namespaces"))?;
+        match &self.stdio {
+            Some(stdio) => use_stdio(stdio)?,
+            None => own_terminal(&use_terminal(self.setup.as_fd())?, self.process.uid),
+        }
+        command::run(self.process, self.seccomp, false)
+    }
+}

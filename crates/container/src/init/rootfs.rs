@@ -1,0 +1,148 @@
+//! The container's root: overlay of layers, pivot, and what stands in it before the program runs.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::mount as rm;
+
+use super::mounts::{self, PreparedMount};
+use crate::cgroup::Cgroups;
+use crate::spec::ContainerSpec;
+use crate::wire::Failure;
+
+/// Most bytes of options that `mount(2)` takes.
+const MOUNT_OPTIONS_LEN_MAX: usize = 4095;
+
+/// Inside the new root, with everything from outside still at hand.
+pub(super) struct Inside {
+    mounts: Vec<PreparedMount>,
+    shm: PreparedMount,
+    cgroup_views: Vec<(String, PreparedMount)>,
+}
+
+fn failed(context: impl std::fmt::Display) -> impl FnOnce(rustix::io::Errno) -> Failure {
+    move |e| Failure::during(context)(e.into())
+}
+
+/// Opens all that comes from the node, then changes the root.
+pub(super) fn enter(
+    spec: &ContainerSpec,
+    dir: &Path,
+    sandbox_dir: &Path,
+    cgroups: &Cgroups,
+) -> Result<Inside, Failure> {
+    let root = overlay(&spec.layers, Some(dir))?;
+    let mut mounts = Vec::with_capacity(spec.mounts.len() + spec.image_mounts.len());
+    for mount in &spec.mounts {
+        mounts.push(PreparedMount::of_host(mount)?);
+    }
+    for mount in &spec.image_mounts {
+        mounts.push(PreparedMount::of_image(mount, overlay_of_image(&mount.layers)?)?);
+    }
+    mounts.sort_by_key(|m| m.depth());
+    let shm_source = if spec.host_ipc { PathBuf::from("/dev/shm") } else { sandbox_dir.join("shm") };
+    let shm = PreparedMount::private(&shm_source, Path::new("/dev/shm"), false)?;
+    let mut cgroup_views = Vec::new();
+    for (name, view) in cgroups.views(&spec.cgroup).map_err(|e| Failure::new(e.to_string()))? {
+        let target = Path::new("/sys/fs/cgroup").join(&name);
+        cgroup_views.push((name, PreparedMount::private(&view, &target, !spec.privileged)?));
+    }
+    // From here on nothing that is mounted shows on the node.
+    rm::mount_change("/", rm::MountPropagationFlags::DOWNSTREAM | rm::MountPropagationFlags::REC)
+        .map_err(failed("make / a slave mount"))?;
+    let place = dir.join("root");
+    let flags = rm::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rm::move_mount(&root, "", CWD, &place, flags).map_err(failed("mount root file system"))?;
+    rustix::process::chdir(&place).map_err(failed("chdir to root file system"))?;
+    rustix::process::pivot_root(".", ".").map_err(failed("pivot_root"))?;
+    rm::unmount(".", rm::UnmountFlags::DETACH).map_err(failed("leave the node's root"))?;
+    rustix::process::chdir("/").map_err(failed("chdir to /"))?;
+    Ok(Inside { mounts, shm, cgroup_views })
+}
+
+impl Inside {
+    /// Mounts and devices.
+    pub(super) fn furnish(&self, spec: &ContainerSpec, cgroups: &Cgroups) -> Result<(), Failure> {
+        mounts::mount_proc()?;
+        mounts::make_dev(spec)?;
+        self.shm.attach()?;
+        mounts::mount_sys(spec.privileged)?;
+        if cgroups.is_v2() {
+            mounts::mount_cgroup2(spec.privileged)?;
+        } else {
+            mounts::mount_cgroup_views(&self.cgroup_views, spec.privileged)?;
+        }
+        self.mounts.iter().try_for_each(PreparedMount::attach)
+    }
+
+    /// Hides and protects.
+    pub(super) fn seal(&self, spec: &ContainerSpec) -> Result<(), Failure> {
+        if !spec.privileged {
+            spec.readonly_paths.iter().try_for_each(|path| mounts::make_readonly(path))?;
+            mounts::mask(&spec.masked_paths)?;
+        }
+        if spec.readonly_rootfs { mounts::protect_root() } else { Ok(()) }
+    }
+}
+
+/// An overlay of layers; with `dir` writable there, else read-only.
+fn overlay(layers: &[PathBuf], dir: Option<&Path>) -> Result<OwnedFd, Failure> {
+    // "volatile": nobody will look at this upper directory after a crash of the machine, so nothing needs to
+    // be synced when the container goes. Kernels without `lowerdir+` take the old way.
+    match overlay_by_parts(layers, dir) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => overlay_by_string(layers, dir),
+        result => result.map_err(failed("mount overlay")),
+    }
+}
+
+fn overlay_by_parts(layers: &[PathBuf], dir: Option<&Path>) -> rustix::io::Result<OwnedFd> {
+    let fs = rm::fsopen("overlay", rm::FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let fd = fs.as_fd();
+    for layer in layers.iter().rev() {
+        rm::fsconfig_set_string(fd, "lowerdir+", layer)?;
+    }
+    if let Some(dir) = dir {
+        rm::fsconfig_set_string(fd, "upperdir", dir.join("upper"))?;
+        rm::fsconfig_set_string(fd, "workdir", dir.join("work"))?;
+        rm::fsconfig_set_flag(fd, "volatile")?;
+    }
+    rm::fsconfig_create(fd)?;
+    rm::fsmount(fd, rm::FsMountFlags::FSMOUNT_CLOEXEC, rm::MountAttrFlags::empty())
+}
+
+fn overlay_by_string(layers: &[PathBuf], dir: Option<&Path>) -> Result<OwnedFd, Failure> {
+    let lower: Vec<_> = layers.iter().rev().map(|l| escape(l)).collect();
+    let mut options = format!("lowerdir={}", lower.join(":"));
+    if let Some(dir) = dir {
+        let (upper, work) = (escape(&dir.join("upper")), escape(&dir.join("work")));
+        options.push_str(&format!(",upperdir={upper},workdir={work}"));
+    }
+    if options.len() > MOUNT_OPTIONS_LEN_MAX {
+        return Err(Failure::new("image has more layers than this kernel can mount"));
+    }
+    let place = dir.map_or_else(|| PathBuf::from("/tmp"), |d| d.join("root"));
+    let options = std::ffi::CString::new(options).map_err(|_| Failure::new("invalid layer path"))?;
+    rm::mount("overlay", &place, "overlay", rm::MountFlags::empty(), options.as_c_str())
+        .map_err(failed("mount overlay"))?;
+    let clone = rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rm::open_tree(CWD, &place, clone).map_err(failed("open overlay"))?;
+    rm::unmount(&place, rm::UnmountFlags::DETACH).map_err(failed("detach overlay"))?;
+    Ok(tree)
+}
+
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+}
+
+/// One layer is its own file tree; overlayfs wants two at least without an upper directory.
+fn overlay_of_image(layers: &[PathBuf]) -> Result<OwnedFd, Failure> {
+    match layers {
+        [] => Err(Failure::new("image volume without layers")),
+        [only] => {
+            let clone = rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            rm::open_tree(CWD, only, clone).map_err(failed("open image volume"))
+        }
+        several => overlay(several, None),
+    }
+}

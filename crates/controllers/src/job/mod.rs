@@ -1,0 +1,187 @@
+//! `job-controller`: runs pods until enough of them have succeeded, or too many have failed.
+//!
+//! Flow: Job and pod events -> key of the Job -> [`plan::plan`] -> status, then finalizers, deletions and
+//! creations. The status is written before a finalizer goes, so that no pod is lost from the counts.
+
+pub mod plan;
+
+use std::sync::Arc;
+
+use api::k8s_openapi::api::core::v1::EnvVar;
+use api::prelude::*;
+use client::{BoxFuture, Client, DeleteParams, Patch};
+use reconcile::{
+    Action, Context, ControlError, Controller, Descriptor, Event, Expectations, Informer, Reconcile,
+    Recorder, WorkQueue,
+};
+use serde_json::json;
+use stdx::Clock;
+
+use self::plan::{INDEX, Plan, TRACKING};
+use crate::owners;
+
+const NAME: &str = "job-controller";
+/// Jobs in work at once (upstream's default is 5).
+const WORKERS: usize = 5;
+
+/// The row of `job-controller`.
+pub fn descriptor() -> Descriptor {
+    Descriptor::new(NAME, build)
+}
+
+struct Loop {
+    client: Client,
+    recorder: Recorder,
+    clock: Arc<dyn Clock>,
+    jobs: Arc<Informer<Job>>,
+    pods: Arc<Informer<Pod>>,
+    expectations: Expectations,
+}
+
+fn build(context: &Context) -> Controller {
+    let queue = WorkQueue::new();
+    let this = Arc::new(Loop {
+        client: context.client_of(NAME),
+        recorder: context.recorder_of(NAME),
+        clock: context.clock.clone(),
+        jobs: context.informers.get::<Job>(),
+        pods: context.informers.get::<Pod>(),
+        expectations: Expectations::default(),
+    });
+    owners::add_indexes(&this.pods);
+    let to = queue.clone();
+    this.jobs.on_event(move |event| to.add(event.object().key()));
+    let (it, to) = (this.clone(), queue.clone());
+    this.pods.on_event(move |event| {
+        let pod = event.object();
+        let Some(owner) = owners::controller_of(&pod.metadata).filter(|o| o.kind == "Job") else { return };
+        let key = format!("{}/{}", pod.namespace(), owner.name);
+        if matches!(event, Event::Added(_)) {
+            it.expectations.creation_observed(&key);
+        }
+        to.add(key);
+    });
+    Controller::new(queue, this.clone(), WORKERS).after(&this.jobs).after(&this.pods)
+}
+
+impl Loop {
+    async fn sync(&self, key: &str) -> Result<Action, ControlError> {
+        let Some(job) = self.jobs.store().get(key) else {
+            self.expectations.forget(key);
+            return self.release_orphans(key).await;
+        };
+        let managed_elsewhere = job.spec.as_ref().and_then(|s| s.managed_by.as_deref());
+        if managed_elsewhere.is_some_and(|by| by != "kubernetes.io/job-controller") {
+            return Ok(Action::Wait);
+        }
+        let trusted = self.expectations.satisfied(key, self.clock.instant());
+        let owned = self.pods.store().by_index(owners::CONTROLLER, job.uid());
+        if job.is_terminating() {
+            return Ok(Action::Wait);
+        }
+        let mut plan = plan::plan(&job, &owned, self.clock.now());
+        let mut job = Job::clone(&job);
+        if job.status.as_ref() != Some(&plan.status) {
+            job.status = Some(std::mem::take(&mut plan.status));
+            match self.client.update_status_typed(&job).await {
+                Err(error) if error.is_not_found() => return Ok(Action::Wait),
+                updated => job = updated?,
+            }
+        }
+        if let Some((reason, message)) = plan.event.take() {
+            match reason {
+                "Completed" => self.recorder.normal(&job, reason, message),
+                _ => self.recorder.warning(&job, reason, message),
+            }
+        }
+        self.execute(key, &job, plan, trusted).await
+    }
+
+    async fn execute(&self, key: &str, job: &Job, plan: Plan, trusted: bool) -> Result<Action, ControlError> {
+        for name in &plan.release {
+            self.release(job.namespace(), name).await?;
+        }
+        for name in &plan.delete {
+            match self.client.delete_typed::<Pod>(job.namespace(), name, &DeleteParams::default()).await {
+                Err(error) if !error.is_not_found() => return Err(error.into()),
+                Err(_) => {}
+                Ok(()) => self.recorder.normal(job, "SuccessfulDelete", format!("Deleted pod: {name}")),
+            }
+        }
+        if trusted && !plan.create.is_empty() {
+            self.expectations.expect_creations(key, plan.create.len(), self.clock.instant());
+            for (done, index) in plan.create.iter().enumerate() {
+                match self.client.create_typed(&pod_of(job, *index)).await {
+                    Ok(pod) => {
+                        let message = format!("Created pod: {}", pod.name());
+                        self.recorder.normal(job, "SuccessfulCreate", message);
+                    }
+                    Err(error) => {
+                        (done..plan.create.len()).for_each(|_| self.expectations.creation_observed(key));
+                        if error.is_namespace_terminating() {
+                            return Ok(Action::Wait);
+                        }
+                        self.recorder.warning(job, "FailedCreate", format!("Error creating: {error}"));
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        Ok(plan.wait.map_or(Action::Wait, Action::RequeueAfter))
+    }
+
+    /// Takes our finalizer off a pod.
+    async fn release(&self, namespace: &str, name: &str) -> Result<(), ControlError> {
+        let patch =
+            Patch::Strategic(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": [TRACKING]}}));
+        match self.client.patch(&Pod::GVR, namespace, name, "", &patch).await {
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Pods of a Job that is gone need not be counted any more.
+    async fn release_orphans(&self, key: &str) -> Result<Action, ControlError> {
+        let (namespace, name) = reconcile::split_key(key);
+        let of_job = |pod: &Pod| {
+            owners::controller_of(&pod.metadata).is_some_and(|o| o.kind == "Job" && o.name == name)
+                && pod.namespace() == namespace
+                && pod.metadata.finalizers.iter().flatten().any(|f| f == TRACKING)
+        };
+        for pod in self.pods.store().list().iter().filter(|pod| of_job(pod)) {
+            self.release(namespace, pod.name()).await?;
+        }
+        Ok(Action::Wait)
+    }
+}
+
+/// A pod of a Job.
+fn pod_of(job: &Job, index: Option<i32>) -> Pod {
+    let owner = owners::controller_reference(&Job::GVK, &job.metadata);
+    let template = job.spec.clone().unwrap_or_default().template;
+    let mut pod = crate::replicaset::plan::pod_from_template(&template, job.namespace(), job.name(), owner);
+    pod.metadata.finalizers.get_or_insert_default().push(TRACKING.into());
+    let Some(index) = index else { return pod };
+    let text = index.to_string();
+    pod.metadata.generate_name = Some(format!("{}-{index}-", job.name()));
+    pod.metadata.annotations.get_or_insert_default().insert(INDEX.into(), text.clone());
+    pod.metadata.labels.get_or_insert_default().insert(INDEX.into(), text.clone());
+    if let Some(spec) = &mut pod.spec {
+        spec.hostname.get_or_insert_with(|| format!("{}-{index}", job.name()));
+        let variable =
+            EnvVar { name: "JOB_COMPLETION_INDEX".into(), value: Some(text), ..Default::default() };
+        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            let environment = container.env.get_or_insert_default();
+            if environment.iter().all(|v| v.name != variable.name) {
+                environment.push(variable.clone());
+            }
+        }
+    }
+    pod
+}
+
+impl Reconcile for Loop {
+    fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Action, ControlError>> {
+        Box::pin(self.sync(key))
+    }
+}

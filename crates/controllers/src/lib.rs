@@ -1,0 +1,58 @@
+//! The built-in controllers, one module per upstream name: a pure plan and a thin shell each.
+//!
+//! Each module has a `descriptor()`: a row of the table that [`reconcile::run_all`] runs. Shells register
+//! handlers, observe caches, ask the plan and act; plans are functions over values.
+//!
+//! **Invariant:** controllers know nothing of each other's state and talk only through the API.
+
+use std::sync::Arc;
+
+use reconcile::Descriptor;
+
+pub mod clusterroleaggregation;
+pub mod daemonset;
+pub mod deployment;
+pub mod endpoints;
+pub mod endpointslice;
+pub mod garbagecollector;
+pub mod job;
+pub mod namespace;
+pub mod nodelifecycle;
+mod owners;
+pub mod podgc;
+mod pods;
+pub mod replicaset;
+pub mod root_ca;
+pub mod serviceaccount;
+pub mod tainteviction;
+pub mod ttlafterfinished;
+
+/// What the controllers need to know besides the API.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// PEM of the certificate authority that pods trust the API server by; without it none is published.
+    pub root_ca: Option<Arc<str>>,
+}
+
+/// The table of controllers, for [`reconcile::run_all`].
+pub fn descriptors(options: &Options) -> Vec<Descriptor> {
+    let mut table = vec![
+        clusterroleaggregation::descriptor(),
+        daemonset::descriptor(),
+        deployment::descriptor(),
+        endpoints::descriptor(),
+        endpointslice::descriptor(),
+        garbagecollector::descriptor(),
+        job::descriptor(),
+        namespace::descriptor(),
+        nodelifecycle::descriptor(),
+        podgc::descriptor(),
+        replicaset::descriptor(),
+        replicaset::replication_controller_descriptor(),
+        serviceaccount::descriptor(),
+        tainteviction::descriptor(),
+        ttlafterfinished::descriptor(),
+    ];
+    table.extend(options.root_ca.clone().map(root_ca::descriptor));
+    table
+}

@@ -1,0 +1,231 @@
+//! The control plane: store, identity, registry, API server, and the loops that speak to it in-process.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use apiserver::Server;
+use apiserver::bootstrap::Addresses;
+use apiserver::kubelet::KubeletClient;
+use apiserver::lookup::RegistryLookup;
+use auth::authenticate::Authenticator;
+use auth::pki::{Names, Pki};
+use auth::tls::Rotator;
+use auth::token::TokenSigner;
+use client::{Client, InProcess};
+use meta::UserInfo;
+use registry::Registry;
+use stdx::{Clock, Random};
+use store::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Part, UpOptions};
+use crate::paths::Paths;
+
+/// Time that history is kept for watchers and pages, as upstream keeps it.
+const COMPACTION_EVERY: Duration = Duration::from_secs(300);
+/// Ports of NodePort Services.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// A running control plane.
+pub struct ControlPlane {
+    /// The API server.
+    pub server: Server,
+    /// A client with all rights, in-process.
+    pub client: Client,
+    /// The cluster's certificates.
+    pub pki: Arc<Pki>,
+    /// Where the API server listens.
+    pub address: SocketAddr,
+    /// Shared caches and clients of the loops.
+    pub context: reconcile::Context,
+    /// Tasks to wait for at the end.
+    pub tasks: tokio::task::JoinSet<()>,
+}
+
+/// What the control plane shares with the node.
+#[derive(Clone)]
+pub struct Environment {
+    /// Options.
+    pub options: Arc<UpOptions>,
+    /// Files.
+    pub paths: Paths,
+    /// Name of this node.
+    pub node_name: String,
+    /// Address of this node.
+    pub node_ip: IpAddr,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub random: Arc<dyn Random>,
+    /// Ends everything.
+    pub cancel: CancellationToken,
+}
+
+/// The `n`th address of a network.
+pub fn nth_address(cidr: &str, n: u32) -> anyhow::Result<IpAddr> {
+    let base = cidr.split('/').next().unwrap_or_default();
+    let base: Ipv4Addr = base.parse().with_context(|| format!("{cidr} is no IPv4 network"))?;
+    Ok(IpAddr::V4(Ipv4Addr::from(u32::from(base) + n)))
+}
+
+impl ControlPlane {
+    /// Starts everything and returns when the API answers.
+    pub async fn start(env: &Environment) -> anyhow::Result<ControlPlane> {
+        let options = &env.options;
+        let pki = Arc::new(Pki::open_or_create(&env.paths.pki(), env.clock.clone())?);
+        let store_path = env.paths.store();
+        let opened = tokio::task::spawn_blocking(move || {
+            store::disk::DiskStore::open(&store_path, store::disk::Options::default())
+        });
+        let store: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
+        let config = registry::Config { service_cidr: options.service_cidr.clone(), node_ports: NODE_PORTS };
+        let registry = Registry::start(store.clone(), &config, env.clock.clone(), env.random.clone()).await?;
+
+        let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
+        let tokens = Arc::new(TokenSigner::new(issuer, &pki.service_account_key()?, env.clock.clone()));
+        let verifier = auth::tls::client_verifier(pki.ca_der())?;
+        let lookup = RegistryLookup::new(registry.clone());
+        let authenticator = Arc::new(Authenticator::new(
+            Some(verifier.clone()),
+            tokens.clone(),
+            lookup,
+            Vec::new(),
+            env.clock.clone(),
+        ));
+        let server = Server::new(apiserver::Config {
+            registry,
+            authenticator,
+            tokens,
+            kubelets: KubeletClient::new(kubelet_tls(&pki)?),
+            random: env.random.clone(),
+            shutdown: env.cancel.child_token(),
+        });
+
+        let listener = TcpListener::bind((options.bind_address, options.https_port))
+            .await
+            .with_context(|| format!("cannot listen on port {}", options.https_port))?;
+        let address = listener.local_addr()?;
+        let service = nth_address(&options.service_cidr, 1)?;
+        let rotator = Rotator::new(pki.clone(), "apiserver", "kube-apiserver", server_names(env, service)?)?;
+        let tls = auth::tls::server_config(rotator.serving(), verifier)?;
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(apiserver::serve::listen(server.clone(), listener, tls));
+        let advertise =
+            if env.node_ip.is_loopback() { nth_address(&options.cluster_cidr, 1)? } else { env.node_ip };
+        let addresses = Addresses { service, advertise, port: address.port() };
+        apiserver::bootstrap::run(&server, &addresses)
+            .await
+            .context("cannot write the cluster's first objects")?;
+
+        let handler_server = server.clone();
+        let transport = InProcess::new(Arc::new(move |request| handler_server.handle(request)));
+        let admin = UserInfo::authenticated("system:apiserver", &["system:masters"]);
+        let client = Client::new(Arc::new(transport), "ferry").as_user(admin);
+        let context = reconcile::Context::new(
+            client.clone(),
+            env.clock.clone(),
+            env.random.clone(),
+            env.cancel.clone(),
+        );
+        let mut plane = ControlPlane { server, client, pki, address, context, tasks };
+        plane.spawn_loops(env, store, rotator);
+        Ok(plane)
+    }
+
+    fn spawn_loops(&mut self, env: &Environment, store: Arc<dyn Store>, rotator: Rotator) {
+        let cancel = env.cancel.clone();
+        self.tasks.spawn(async move {
+            tokio::select! { () = cancel.cancelled() => {}, () = compact(store) => {} }
+        });
+        let (cancel, kubelets, pki) = (env.cancel.clone(), self.server.kubelets.clone(), self.pki.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = rotate(rotator, kubelets, pki) => {}
+            }
+        });
+        let context = reconcile::Context::new(
+            self.client.clone(),
+            env.clock.clone(),
+            env.random.clone(),
+            env.cancel.clone(),
+        );
+        if env.options.enabled(Part::Scheduler) {
+            let context = context.clone();
+            self.tasks.spawn(async move { scheduler::run(&context).await });
+        }
+        if env.options.enabled(Part::Controllers) {
+            let options = controllers::Options { root_ca: Some(self.pki.ca_pem().into()) };
+            let context = context.clone();
+            self.tasks.spawn(async move {
+                if let Err(error) = reconcile::run_all(controllers::descriptors(&options), context).await {
+                    tracing::warn!(%error, "controllers did not end cleanly");
+                }
+            });
+        }
+    }
+}
+
+/// TLS towards kubelets, with the API server's own client certificate.
+fn kubelet_tls(pki: &Pki) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+    let issued =
+        pki.stored_client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", &["system:masters"])?;
+    let identity =
+        client::tls::KeyPair { certificates: issued.cert_pem.into_bytes(), key: issued.key_pem.into_bytes() };
+    let trust = client::tls::Trust::Ca(pki.ca_pem().as_bytes().to_vec());
+    Ok(client::tls::client_config(&trust, Some(&identity), &[])?)
+}
+
+fn server_names(env: &Environment, service: IpAddr) -> anyhow::Result<Names> {
+    let domain = &env.options.cluster_domain;
+    let dns =
+        ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", env.node_name.as_str()]
+            .map(String::from)
+            .into_iter()
+            .chain([format!("kubernetes.default.svc.{domain}")])
+            .collect();
+    let gateway = nth_address(&env.options.cluster_cidr, 1)?;
+    let mut ips = vec![service, IpAddr::V4(Ipv4Addr::LOCALHOST), gateway];
+    for ip in [env.node_ip, env.options.bind_address] {
+        if !ip.is_unspecified() && !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    Ok(Names { dns, ips })
+}
+
+/// Gives up history that is older than one interval, as long as there is any.
+async fn compact(store: Arc<dyn Store>) {
+    let mut last = None;
+    loop {
+        tokio::time::sleep(COMPACTION_EVERY).await;
+        let Ok(now) = store.revision().await else { return };
+        if let Some(then) = last.filter(|then| *then < now)
+            && let Err(error) = store.compact(then).await
+        {
+            tracing::warn!(%error, "compaction failed");
+        }
+        last = Some(now);
+    }
+}
+
+/// Renews the serving certificate and the certificate shown to kubelets, each when it is due.
+async fn rotate(rotator: Rotator, kubelets: KubeletClient, pki: Arc<Pki>) {
+    loop {
+        let wait = match rotator.turn() {
+            Ok(wait) => wait,
+            Err(error) => {
+                tracing::error!(%error, "cannot renew the serving certificate");
+                Duration::from_secs(60)
+            }
+        };
+        tokio::time::sleep(wait.max(Duration::from_secs(1))).await;
+        match kubelet_tls(&pki) {
+            Ok(config) => kubelets.replace(config),
+            Err(error) => tracing::error!(%error, "cannot renew the certificate shown to kubelets"),
+        }
+    }
+}

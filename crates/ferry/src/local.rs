@@ -1,0 +1,182 @@
+//! The local socket of a running instance: `ferry image ...` reaches the node's image store through it, so
+//! that one process owns the store. Only root can open it (the data directory is 0700).
+
+use std::convert::Infallible;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use cri::ImageService;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use image::{ImageStore, ImportOptions};
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+/// Pieces of an archive read ahead of the importer.
+const UPLOAD_QUEUE: usize = 16;
+/// Size of the pieces an archive is sent in.
+const PIECE_BYTES: usize = 256 * 1024;
+
+type Answer = Response<Full<Bytes>>;
+
+fn answer(code: StatusCode, value: &Value) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(value.to_string())));
+    *answer.status_mut() = code;
+    answer
+}
+
+/// Serves the socket until `cancel`.
+pub async fn serve(path: PathBuf, images: Arc<ImageStore>, cancel: CancellationToken) -> anyhow::Result<()> {
+    // A socket file of an earlier process is in the way; the store's lock says that none is running.
+    let _ = std::fs::remove_file(&path);
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted?.0,
+            () = cancel.cancelled() => break,
+        };
+        let images = images.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let images = images.clone();
+                async move {
+                    let result = handle(request, images).await;
+                    Ok::<_, Infallible>(result.unwrap_or_else(|e| {
+                        answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": format!("{e:#}")}))
+                    }))
+                }
+            });
+            let server = hyper::server::conn::http1::Builder::new();
+            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%error, "local connection ended");
+            }
+        });
+    }
+    let _ = std::fs::remove_file(&path);
+    Ok(())
+}
+
+async fn handle(request: Request<Incoming>, images: Arc<ImageStore>) -> anyhow::Result<Answer> {
+    let query = apiserver::path::Query::parse(request.uri().query().unwrap_or_default());
+    let name = query.get("name").to_owned();
+    match (request.method().clone(), request.uri().path()) {
+        (Method::POST, "/images/import") => {
+            let options = ImportOptions { name: (!name.is_empty()).then_some(name) };
+            let (sender, receiver) = tokio::sync::mpsc::channel(UPLOAD_QUEUE);
+            let mut body = request.into_body();
+            let feed = async move {
+                while let Some(frame) = body.frame().await {
+                    let Ok(data) = frame?.into_data() else { continue };
+                    if sender.send(data).await.is_err() {
+                        break;
+                    }
+                }
+                anyhow::Ok(())
+            };
+            let (fed, imported) =
+                tokio::join!(feed, images.import(Pieces { receiver, piece: Bytes::new() }, options));
+            fed?;
+            let imported: Vec<Value> =
+                imported?.iter().map(|i| json!({"id": i.id.to_string(), "names": i.names})).collect();
+            Ok(answer(StatusCode::OK, &json!(imported)))
+        }
+        (Method::POST, "/images/pull") => {
+            let pulled = images.pull(cri::PullRequest { image: name, ..Default::default() }).await?;
+            Ok(answer(StatusCode::OK, &json!({"id": pulled.image_id})))
+        }
+        (Method::GET, "/images") => {
+            let list: Vec<Value> = images
+                .list()
+                .await?
+                .iter()
+                .map(|i| json!({"id": i.id, "names": i.repo_tags, "digests": i.repo_digests, "size": i.size_bytes}))
+                .collect();
+            Ok(answer(StatusCode::OK, &json!(list)))
+        }
+        (Method::DELETE, "/images") => {
+            let removed = images.remove_reference(&name)?;
+            Ok(answer(StatusCode::OK, &json!({"removed": removed})))
+        }
+        _ => Ok(answer(StatusCode::NOT_FOUND, &json!({"error": "no such operation"}))),
+    }
+}
+
+/// Reads the pieces of an upload from a blocking thread.
+struct Pieces {
+    receiver: tokio::sync::mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.piece.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+        }
+        let n = buffer.len().min(self.piece.len());
+        buffer[..n].copy_from_slice(&self.piece.split_to(n));
+        Ok(n)
+    }
+}
+
+/// Sends a request to the instance that owns `socket`; the body, if any, is streamed from `file`.
+pub async fn call(socket: &Path, method: Method, path: &str, file: Option<&Path>) -> anyhow::Result<Value> {
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "no running instance answers at {}; start one with `ferry up`, or give its --data-dir",
+            socket.display()
+        )
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let (frames, queue) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(UPLOAD_QUEUE);
+    if let Some(file) = file {
+        let mut source: Box<dyn Read + Send> = match file.as_os_str() == "-" {
+            true => Box::new(std::io::stdin()),
+            false => Box::new(
+                std::fs::File::open(file).with_context(|| format!("cannot open {}", file.display()))?,
+            ),
+        };
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let mut piece = vec![0; PIECE_BYTES];
+                let next = match source.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(n) => {
+                        piece.truncate(n);
+                        Ok(Frame::data(Bytes::from(piece)))
+                    }
+                    Err(e) => Err(e),
+                };
+                if frames.blocking_send(next).is_err() {
+                    return;
+                }
+            }
+        });
+    } else {
+        drop(frames);
+    }
+    let stream =
+        futures_util::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+    let request =
+        Request::builder().method(method).uri(path).header("host", "local").body(StreamBody::new(stream))?;
+    let answer = sender.send_request(request).await?;
+    let code = answer.status();
+    let bytes = answer.into_body().collect().await?.to_bytes();
+    let value: Value =
+        serde_json::from_slice(&bytes).context("the instance gave an answer that is no JSON")?;
+    if !code.is_success() {
+        bail!("{}", value["error"].as_str().unwrap_or("the instance refused"));
+    }
+    Ok(value)
+}

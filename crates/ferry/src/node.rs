@@ -1,0 +1,126 @@
+//! The node: image store, embedded runtime and kubelet, speaking to the API server as the node itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use auth::authenticate::Authenticator;
+use auth::pki::{Names, Pki};
+use auth::tls::Rotator;
+use container::Runtime;
+use image::{ImageStore, StoreConfig};
+use kubelet::{Kubelet, ServerConfig};
+use meta::UserInfo;
+use meta::user::GROUP_NODES;
+use tokio::task::JoinSet;
+
+use crate::control::{ControlPlane, Environment};
+
+/// Common name of the certificate that the API server shows to kubelets.
+pub const API_SERVER_CLIENT: &str = "kube-apiserver-kubelet-client";
+
+/// A running node.
+pub struct Node {
+    /// Images on this machine.
+    pub images: Arc<ImageStore>,
+}
+
+/// Opens the image store of a data directory.
+pub fn open_images(env: &Environment) -> anyhow::Result<Arc<ImageStore>> {
+    let config = StoreConfig {
+        root: env.paths.images(),
+        insecure_registries: env.options.insecure_registry.clone(),
+        mirrors: Default::default(),
+        ca_file: None,
+        clock: env.clock.clone(),
+    };
+    ImageStore::open(config).context("cannot open the image store")
+}
+
+/// Opens the runtime of a data directory, finding again what runs already.
+pub async fn open_runtime(
+    env: &Environment,
+    images: Arc<ImageStore>,
+    network: Option<Arc<dyn cri::NetworkProvider>>,
+) -> anyhow::Result<Arc<Runtime>> {
+    let config = container::Config {
+        data_dir: env.paths.root.clone(),
+        cluster_id: env.paths.cluster_id.clone(),
+        images,
+        network,
+        clock: env.clock.clone(),
+        random: env.random.clone(),
+        cgroup_v2_root: None,
+        self_exe: "/proc/self/exe".into(),
+    };
+    Runtime::open(config).await.context("cannot open the container runtime")
+}
+
+impl Node {
+    /// Starts the node beside the control plane.
+    pub async fn start(
+        env: &Environment,
+        plane: &ControlPlane,
+        network: Option<Arc<dyn cri::NetworkProvider>>,
+        tasks: &mut JoinSet<()>,
+    ) -> anyhow::Result<Node> {
+        let images = open_images(env)?;
+        let runtime = open_runtime(env, images.clone(), network).await?;
+        let mut config = kubelet::Config::new(&env.node_name, env.paths.root.clone());
+        config.node_ips = vec![env.node_ip];
+        config.cgroup_root = runtime.cgroup_root().display().to_string();
+        config.cluster_dns = vec![env.options.cluster_dns];
+        config.cluster_domain = env.options.cluster_domain.clone();
+        config.version = apiserver::endpoints::GIT_VERSION.into();
+        let authenticator = plane.server.authenticator.clone();
+        config.server = Some(server(env, &plane.pki, authenticator, tasks)?);
+        let user = UserInfo::authenticated(&format!("system:node:{}", env.node_name), &[GROUP_NODES]);
+        let client = plane.client.as_user(user).with_user_agent("kubelet/ferry");
+        let kubelet = Kubelet::new(config, client, runtime, images.clone(), env.clock.clone())
+            .with_streaming(kubelet::streaming::handler());
+        let cancel = env.cancel.clone();
+        tasks.spawn(async move {
+            if let Err(error) = kubelet.run(cancel.clone()).await {
+                tracing::error!(%error, "the kubelet ended");
+                cancel.cancel();
+            }
+        });
+        Ok(Node { images })
+    }
+}
+
+/// The node's HTTPS server: its own certificate, renewed while it runs, and only the API server may call.
+fn server(
+    env: &Environment,
+    pki: &Arc<Pki>,
+    authenticator: Arc<Authenticator>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<ServerConfig> {
+    let names = Names { dns: vec![env.node_name.clone()], ips: vec![env.node_ip] };
+    let rotator =
+        Rotator::new(pki.clone(), "kubelet-server", &format!("system:node:{}", env.node_name), names)?;
+    let verifier = auth::tls::client_verifier(pki.ca_der())?;
+    let tls = auth::tls::server_config(rotator.serving(), verifier)?;
+    let cancel = env.cancel.clone();
+    tasks.spawn(async move {
+        tokio::select! { () = cancel.cancelled() => {}, () = rotator.run() => {} }
+    });
+    let port = free_port_or(env.options.kubelet_port);
+    Ok(ServerConfig {
+        listen: SocketAddr::new(env.options.bind_address, port),
+        tls,
+        // The handshake lets any certificate through; the authenticator judges its chain.
+        may_call: Arc::new(move |leaf| {
+            let user = leaf.and_then(|leaf| authenticator.authenticate_certificate(leaf));
+            user.is_some_and(|user| user.username == API_SERVER_CLIENT)
+        }),
+    })
+}
+
+/// The port, or 0 (any) when another instance on this host has it: the Node object tells which it became.
+fn free_port_or(port: u16) -> u16 {
+    match std::net::TcpListener::bind(("0.0.0.0", port)) {
+        Ok(_) => port,
+        Err(_) => 0,
+    }
+}

@@ -1,0 +1,135 @@
+//! `ferry up`: a one-node cluster in the foreground.
+
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use auth::pki;
+use stdx::{SystemClock, ThreadRandom};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Part, UpOptions};
+use crate::control::{self, ControlPlane, Environment};
+use crate::node::Node;
+use crate::paths::Paths;
+use crate::{demo, local, network, preflight, services};
+
+/// Runs until interrupted.
+pub fn run(options: UpOptions) -> anyhow::Result<()> {
+    let started = Instant::now();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&options.log_level))
+        .with_writer(std::io::stderr)
+        .init();
+    let problems = preflight::check(&options);
+    if !problems.is_empty() {
+        for p in &problems {
+            eprintln!("  ✗ {}\n    → {}", p.what, p.remedy);
+        }
+        bail!("this host cannot run the cluster yet; nothing was changed");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(options, started))
+}
+
+async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
+    let paths = Paths::open_or_create(&options.data.data_dir)?;
+    let node_name = match &options.node_name {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname()
+            .context("cannot read the host's name")?
+            .to_string_lossy()
+            .to_lowercase(),
+    };
+    let node_ip = match options.node_ip {
+        Some(ip) => ip,
+        None => primary_address().map_or_else(|| control::nth_address(&options.cluster_cidr, 1), Ok)?,
+    };
+    let env = Environment {
+        options: Arc::new(options),
+        paths,
+        node_name,
+        node_ip,
+        clock: SystemClock::shared(),
+        random: Arc::new(ThreadRandom),
+        cancel: CancellationToken::new(),
+    };
+    let mut plane = ControlPlane::start(&env).await?;
+    let kubeconfig = env.paths.admin_kubeconfig();
+    write_kubeconfigs(&env, &plane)?;
+    say(started, &format!("API server ready at https://127.0.0.1:{}", plane.address.port()));
+    let mut images = None;
+    if env.options.enabled(Part::Node) {
+        let mut tasks = std::mem::take(&mut plane.tasks);
+        let network = network::open(&env).await?;
+        let node = Node::start(&env, &plane, Some(network), &mut tasks).await?;
+        images = Some(node.images.clone());
+        let (socket, cancel) = (env.paths.socket(), env.cancel.clone());
+        tasks.spawn(async move {
+            if let Err(error) = local::serve(socket, node.images, cancel).await {
+                tracing::error!(%error, "the local socket is not served");
+            }
+        });
+        services::start(&env, &plane, &mut tasks).await?;
+        plane.tasks = tasks;
+        say(started, "node agent running");
+    }
+    println!(
+        "\n  export KUBECONFIG={}\n  kubectl get nodes\n\nCtrl-C stops the cluster.",
+        kubeconfig.display()
+    );
+
+    if let (true, Some(images)) = (env.options.demo, images) {
+        let url = demo::deploy(&plane, images, env.node_ip).await?;
+        say(started, &format!("the demo answers at {url}"));
+    }
+    interrupted().await?;
+    println!("\nstopping");
+    env.cancel.cancel();
+    while plane.tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn say(started: Instant, what: &str) {
+    println!("[{:>6.3}s] {what}", started.elapsed().as_secs_f64());
+}
+
+async fn interrupted() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The address that this host uses towards others; nothing is sent.
+fn primary_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+}
+
+fn write_kubeconfigs(env: &Environment, plane: &ControlPlane) -> anyhow::Result<()> {
+    let issued = plane.pki.stored_client("admin", "kubernetes-admin", &["system:masters"])?;
+    let host = if env.options.bind_address.is_unspecified() {
+        "127.0.0.1".into()
+    } else {
+        env.options.bind_address.to_string()
+    };
+    let url = format!("https://{host}:{}", plane.address.port());
+    let text = pki::kubeconfig(&url, plane.pki.ca_pem(), &issued.cert_pem, &issued.key_pem, "ferry");
+    let own = env.paths.admin_kubeconfig();
+    for path in [Some(own.as_path()), env.options.write_kubeconfig.as_deref()].into_iter().flatten() {
+        write_private(path, &text)?;
+    }
+    Ok(())
+}
+
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    pki::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}

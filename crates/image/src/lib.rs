@@ -1,0 +1,32 @@
+//! Images: registry client, archives, content store, unpacking to layers.
+//!
+//! A pull (or an import) brings blobs into the content store, unpacks each layer once into a directory that
+//! overlayfs can use as a lower layer, and last of all writes the reference. Removing an image removes its
+//! references; what nothing refers to any more goes with it.
+//!
+//! **Invariant:** a blob or layer directory that is visible under its final name is complete and was checked
+//! against its digest. Everything unfinished lives under `tmp/` and is dropped when the store opens.
+//!
+//! **Invariant:** nothing here knows of pods or containers; who uses an image holds an [`ImageHold`].
+
+mod archive;
+mod config;
+mod content;
+mod digest;
+mod error;
+mod pins;
+mod pull;
+mod reference;
+mod refs;
+mod registry;
+mod store;
+mod unpack;
+mod user;
+
+pub use archive::{ImportOptions, ImportedImage};
+pub use digest::Digest;
+pub use error::{Error, Result};
+pub use pins::ImageHold;
+pub use reference::Reference;
+pub use store::{ImageStore, ResolvedImage, StoreConfig};
+pub use user::{Identity, UserError, resolve_user};

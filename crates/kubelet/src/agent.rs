@@ -1,0 +1,169 @@
+//! What every pod worker of a node shares: clients, caches, the runtime, and the table of workers.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use api::prelude::*;
+use client::Client;
+use cri::RuntimeService;
+use parking_lot::Mutex;
+use reconcile::{Informer, Recorder};
+use stdx::Clock;
+use tokio::sync::{Notify, watch};
+
+use crate::admit::{self, NodeView};
+use crate::config::Config;
+use crate::images::Images;
+use crate::node::machine::Machine;
+use crate::references::References;
+use crate::resources::{self, Amounts};
+use crate::status::Verdict;
+use crate::volume::Volumes;
+
+/// What the API wants of a pod.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    /// The pod as last seen.
+    pub pod: Arc<Pod>,
+    /// It is no longer in the API.
+    pub gone: bool,
+}
+
+/// The way to a worker.
+pub struct Handle {
+    /// What the API wants.
+    pub desired: watch::Sender<Desired>,
+    /// Wakes the worker.
+    pub kick: Arc<Notify>,
+    /// Something the pod refers to has changed since the worker last looked.
+    pub stale: Arc<AtomicBool>,
+    /// Set when the pod is to be ended for the node's sake.
+    pub condemned: Arc<OnceLock<Verdict>>,
+}
+
+/// The node's shared parts.
+pub struct Agent {
+    /// Configuration.
+    pub config: Config,
+    /// API client with the node's identity.
+    pub client: Client,
+    /// Container runtime.
+    pub runtime: Arc<dyn RuntimeService>,
+    /// Image puller.
+    pub images: Images,
+    /// ConfigMaps and Secrets in use.
+    pub references: Arc<References>,
+    /// Volumes.
+    pub volumes: Volumes,
+    /// Events.
+    pub recorder: Recorder,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Services, for environment variables.
+    pub services: Arc<Informer<Service>>,
+    /// The node's own object.
+    pub node: Arc<Informer<Node>>,
+    /// What the machine has.
+    pub machine: Machine,
+    /// Workers by pod uid.
+    pub workers: Arc<Workers>,
+    /// Pods that were admitted and have not ended.
+    pub admitted: Mutex<HashMap<String, Arc<Pod>>>,
+}
+
+/// The table of workers.
+#[derive(Default)]
+pub struct Workers(pub Mutex<HashMap<String, Handle>>);
+
+impl Workers {
+    /// Wakes the worker of a pod, if there is one.
+    pub fn kick(&self, uid: &str) {
+        if let Some(handle) = self.0.lock().get(uid) {
+            handle.kick.notify_one();
+        }
+    }
+
+    /// Wakes the worker of a pod because something that the pod refers to has changed.
+    pub fn kick_stale(&self, uid: &str) {
+        if let Some(handle) = self.0.lock().get(uid) {
+            handle.stale.store(true, Ordering::Release);
+            handle.kick.notify_one();
+        }
+    }
+
+    /// Tells the worker of a pod to end it.
+    pub fn condemn(&self, uid: &str, verdict: Verdict) {
+        if let Some(handle) = self.0.lock().get(uid) {
+            let _ = handle.condemned.set(verdict);
+            handle.kick.notify_one();
+        }
+    }
+
+    /// Wakes every worker.
+    pub fn kick_all(&self) {
+        self.0.lock().values().for_each(|handle| handle.kick.notify_one());
+    }
+}
+
+impl Agent {
+    /// Allocatable resources of this node.
+    pub fn allocatable(&self) -> Amounts {
+        self.machine.allocatable(&self.config)
+    }
+
+    /// Addresses of the node.
+    pub fn host_ips(&self) -> &[IpAddr] {
+        &self.config.node_ips
+    }
+
+    /// Admits a pod and counts it from now on, or says why not.
+    pub fn admit(&self, pod: &Arc<Pod>) -> Result<(), Verdict> {
+        let own = self.node.store().get(&self.config.node_name);
+        let labels = own.as_ref().and_then(|node| node.metadata.labels.clone());
+        let taints = own.as_ref().and_then(|node| node.spec.as_ref()?.taints.clone());
+        let view = NodeView {
+            name: self.config.node_name.clone(),
+            labels: labels.unwrap_or_else(|| crate::node::object::labels(&self.config)),
+            taints: taints.unwrap_or_default(),
+            allocatable: self.allocatable(),
+        };
+        let mut admitted = self.admitted.lock();
+        let others: Vec<Arc<Pod>> =
+            admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, pod)| pod.clone()).collect();
+        let others: Vec<&Pod> = others.iter().map(|pod| &**pod).collect();
+        admit::admit(pod, &view, &others)?;
+        admitted.insert(pod.uid().to_owned(), pod.clone());
+        Ok(())
+    }
+
+    /// Counts a pod that runs already.
+    pub fn adopt(&self, pod: &Arc<Pod>) {
+        self.admitted.lock().insert(pod.uid().to_owned(), pod.clone());
+    }
+
+    /// The pod no longer counts.
+    pub fn discharge(&self, uid: &str) {
+        self.admitted.lock().remove(uid);
+    }
+
+    /// Bytes of memory of the machine.
+    pub fn memory_capacity(&self) -> i64 {
+        self.machine.memory_bytes
+    }
+
+    /// What the environment of a pod may refer to.
+    pub fn facts(&self, pod_ips: Vec<IpAddr>) -> crate::env::Facts {
+        let allocatable = self.allocatable();
+        crate::env::Facts {
+            node_name: self.config.node_name.clone(),
+            host_ips: self.config.node_ips.clone(),
+            pod_ips,
+            allocatable: allocatable
+                .into_iter()
+                .filter(|(name, _)| name != "pods")
+                .collect::<resources::Amounts>(),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Cgroups of pods and of QoS classes: made and weighed before a pod's containers, removed after them.
+//!
+//! Containers' own cgroups below are the runtime's. cgroup v1 has a hierarchy per controller, v2 one for all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where cgroups are mounted.
+pub const MOUNT: &str = "/sys/fs/cgroup";
+
+/// Values of a pod's or class's cgroup; 0 leaves a limit out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Values {
+    /// Weight in shares, 2 to 262144.
+    pub cpu_shares: u64,
+    /// CFS quota in a period of 100 ms, microseconds.
+    pub cpu_quota_us: i64,
+    /// Bytes of memory.
+    pub memory_bytes: i64,
+}
+
+fn is_v2(mount: &Path) -> bool {
+    mount.join("cgroup.controllers").exists()
+}
+
+/// Hierarchies of cgroup v1, or the one of v2.
+fn roots(mount: &Path) -> Vec<PathBuf> {
+    if is_v2(mount) {
+        return vec![mount.to_owned()];
+    }
+    let entries = fs::read_dir(mount).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Shares of v1 as a weight of v2, by the kernel's and upstream's formula.
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// Makes the cgroup `path` (below the mount) and sets its values.
+pub fn apply(mount: &Path, path: &str, values: Values) -> io::Result<()> {
+    let relative = path.trim_matches('/');
+    if is_v2(mount) {
+        let mut at = mount.to_owned();
+        for part in relative.split('/') {
+            for controller in ["+cpu", "+memory", "+pids", "+cpuset", "+io", "+hugetlb"] {
+                // One by one: a controller that is missing must not keep the others out.
+                let _ = fs::write(at.join("cgroup.subtree_control"), controller);
+            }
+            at.push(part);
+            make(&at)?;
+        }
+        let quota = if values.cpu_quota_us > 0 { values.cpu_quota_us.to_string() } else { "max".into() };
+        let memory = if values.memory_bytes > 0 { values.memory_bytes.to_string() } else { "max".into() };
+        fs::write(at.join("cpu.weight"), weight(values.cpu_shares).to_string())?;
+        fs::write(at.join("cpu.max"), format!("{quota} 100000"))?;
+        return fs::write(at.join("memory.max"), memory);
+    }
+    let within = |controller: &str| mount.join(controller).join(relative);
+    let cpu = within("cpu");
+    fs::create_dir_all(&cpu)?;
+    fs::write(cpu.join("cpu.shares"), values.cpu_shares.to_string())?;
+    if values.cpu_quota_us > 0 {
+        fs::write(cpu.join("cpu.cfs_quota_us"), values.cpu_quota_us.to_string())?;
+    }
+    if values.memory_bytes > 0 {
+        let memory = within("memory");
+        fs::create_dir_all(&memory)?;
+        fs::write(memory.join("memory.limit_in_bytes"), values.memory_bytes.to_string())?;
+    }
+    Ok(())
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes the cgroup `path` and what is below it, in every hierarchy. Cgroups with processes stay.
+pub fn remove(mount: &Path, path: &str) {
+    let relative = path.trim_matches('/');
+    if relative.is_empty() {
+        return;
+    }
+    for root in roots(mount) {
+        remove_below(&root.join(relative));
+    }
+}
+
+fn remove_below(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_below(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(path);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALUES: Values = Values { cpu_shares: 512, cpu_quota_us: 50_000, memory_bytes: 1 << 20 };
+
+    #[test]
+    fn weights() {
+        assert_eq!([2, 1024, 262_144].map(weight), [1, 39, 10_000]);
+    }
+
+    #[test]
+    fn version_two_and_its_removal() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::write(mount.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        apply(mount.path(), "/a/podx", VALUES).unwrap();
+        let pod = mount.path().join("a/podx");
+        let read = |file: &str| fs::read_to_string(pod.join(file)).unwrap();
+        assert_eq!((read("cpu.weight").as_str(), read("cpu.max").as_str()), ("20", "50000 100000"));
+        assert_eq!(read("memory.max"), "1048576");
+        fs::create_dir_all(mount.path().join("b/empty/below")).unwrap();
+        remove(mount.path(), "/b/empty");
+        assert!(mount.path().join("b").exists() && !mount.path().join("b/empty").exists());
+        remove(mount.path(), "/");
+        assert!(mount.path().exists());
+    }
+
+    #[test]
+    fn version_one() {
+        let mount = tempfile::tempdir().unwrap();
+        for controller in ["cpu", "memory", "pids"] {
+            fs::create_dir(mount.path().join(controller)).unwrap();
+        }
+        apply(mount.path(), "/a/podx", VALUES).unwrap();
+        let read = |file: &str| fs::read_to_string(mount.path().join(file)).unwrap();
+        assert_eq!(
+            (read("cpu/a/podx/cpu.shares").as_str(), read("cpu/a/podx/cpu.cfs_quota_us").as_str()),
+            ("512", "50000")
+        );
+        assert_eq!(read("memory/a/podx/memory.limit_in_bytes"), "1048576");
+        assert_eq!(roots(mount.path()).len(), 3);
+    }
+}

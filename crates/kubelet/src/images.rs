@@ -1,0 +1,353 @@
+//! Making sure an image is there before a container is made: pull policy, credentials, back-off.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::prelude::*;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use cri::{ImageAuth, ImageService, ImageStatus, PullRequest};
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+use reconcile::{EventType, Recorder};
+use serde_json::Value;
+use stdx::{Backoff, Clock, KeyedBackoff};
+use tokio::sync::Semaphore;
+
+use crate::observed::Waiting;
+use crate::spec::{self, Role};
+
+/// Back-off between failed pulls of one image for one pod.
+const PULL_BACKOFF: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(300) };
+/// Pulls at once: more only fight for the same network.
+const PULLS_AT_ONCE: usize = 4;
+
+/// An image could not be had; try again at `retry_at`.
+#[derive(Debug, Clone)]
+pub struct NotPresent {
+    /// What the container's status says.
+    pub waiting: Waiting,
+    /// When to try again.
+    pub retry_at: Timestamp,
+}
+
+/// Pulls images.
+pub struct Images {
+    service: Arc<dyn ImageService>,
+    clock: Arc<dyn Clock>,
+    backoff: Mutex<KeyedBackoff<(String, String)>>,
+    /// Why the last pull of an image for a pod failed.
+    failures: Mutex<HashMap<(String, String), String>>,
+    pulls: Semaphore,
+}
+
+/// Pull policy: as given, else `Always` for `latest` and no tag.
+fn pull_policy(container: &Container) -> &str {
+    container.image_pull_policy.as_deref().unwrap_or_else(|| {
+        let image = container.image.as_deref().unwrap_or_default();
+        let name = image.rsplit('/').next().unwrap_or_default();
+        let tagged = name.contains('@') || name.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest");
+        if tagged { "IfNotPresent" } else { "Always" }
+    })
+}
+
+/// A duration as Go prints it, in whole milliseconds.
+fn go_duration(duration: Duration) -> String {
+    match duration {
+        d if d.as_secs() >= 1 => {
+            let text = format!("{:.3}", d.as_secs_f64());
+            format!("{}s", text.trim_end_matches('0').trim_end_matches('.'))
+        }
+        d => format!("{}ms", d.as_millis()),
+    }
+}
+
+impl Images {
+    /// A puller over `service`.
+    pub fn new(service: Arc<dyn ImageService>, clock: Arc<dyn Clock>) -> Self {
+        Images {
+            service,
+            clock,
+            backoff: Mutex::new(KeyedBackoff::new(PULL_BACKOFF)),
+            failures: Mutex::default(),
+            pulls: Semaphore::new(PULLS_AT_ONCE),
+        }
+    }
+
+    /// The service behind.
+    pub fn service(&self) -> &Arc<dyn ImageService> {
+        &self.service
+    }
+
+    /// Makes sure the image of a container is there, by its pull policy. `secrets` are the pod's pull secrets.
+    pub async fn ensure(
+        &self,
+        pod: &Pod,
+        role: Role,
+        container: &Container,
+        secrets: &[Arc<Secret>],
+        recorder: &Recorder,
+    ) -> Result<ImageStatus, NotPresent> {
+        let image = container.image.clone().unwrap_or_default();
+        let about = || spec::container_reference(pod, role, &container.name);
+        let policy = pull_policy(container);
+        let present = self.service.status(&image).await;
+        let fail = |reason: &str, message: String, retry: Duration| NotPresent {
+            waiting: Waiting::new(reason, message),
+            retry_at: self.clock.now() + SignedDuration::try_from(retry).unwrap_or(SignedDuration::MAX),
+        };
+        let present = match present {
+            Ok(present) => present,
+            Err(error @ cri::Error::InvalidImageName { .. }) => {
+                let message = format!("Failed to apply default image tag {image:?}: {error}");
+                recorder.record(about(), EventType::Warning, "InspectFailed", message.clone());
+                recorder.record(about(), EventType::Warning, "Failed", "Error: InvalidImageName");
+                return Err(fail("InvalidImageName", message, PULL_BACKOFF.max));
+            }
+            Err(error) => {
+                let message = format!("Failed to inspect image {image:?}: {error}");
+                recorder.record(about(), EventType::Warning, "InspectFailed", message.clone());
+                return Err(fail("ImageInspectError", message, PULL_BACKOFF.initial));
+            }
+        };
+        match (present, policy) {
+            (Some(status), "IfNotPresent" | "Never") => {
+                let message = format!(
+                    "Container image {image:?} already present on machine and can be accessed by the pod"
+                );
+                recorder.record(about(), EventType::Normal, "Pulled", message);
+                Ok(status)
+            }
+            (None, "Never") => {
+                let message = format!("Container image {image:?} is not present with pull policy of Never");
+                recorder.record(about(), EventType::Warning, "ErrImageNeverPull", message.clone());
+                recorder.record(about(), EventType::Warning, "Failed", "Error: ErrImageNeverPull");
+                Err(fail("ErrImageNeverPull", message, PULL_BACKOFF.initial))
+            }
+            _ => self.pull(pod, role, container, &image, secrets, recorder).await,
+        }
+    }
+
+    async fn pull(
+        &self,
+        pod: &Pod,
+        role: Role,
+        container: &Container,
+        image: &str,
+        secrets: &[Arc<Secret>],
+        recorder: &Recorder,
+    ) -> Result<ImageStatus, NotPresent> {
+        let about = || spec::container_reference(pod, role, &container.name);
+        let key = (pod.uid().to_owned(), image.to_owned());
+        let remaining = self.backoff.lock().remaining(&key, self.clock.instant());
+        if !remaining.is_zero() {
+            let message = format!("Back-off pulling image {image:?}");
+            recorder.record(about(), EventType::Normal, "BackOff", message.clone());
+            recorder.record(about(), EventType::Warning, "Failed", "Error: ImagePullBackOff");
+            return Err(self.back_off(&key, message, remaining));
+        }
+        recorder.record(about(), EventType::Normal, "Pulling", format!("Pulling image {image:?}"));
+        let waited = self.clock.instant();
+        let permit = self.pulls.acquire().await;
+        let begun = self.clock.instant();
+        let outcome = self.pull_with(image, secrets).await;
+        drop(permit);
+        let outcome = match outcome {
+            Ok(size) => match self.service.status(image).await {
+                Ok(Some(status)) => Ok((size, status)),
+                Ok(None) => Err(cri::Error::ImageNotFound { image: image.to_owned() }),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok((size, status)) => {
+                self.backoff.lock().forget(&key);
+                self.failures.lock().remove(&key);
+                let now = self.clock.instant();
+                let message = format!(
+                    "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {size} bytes.",
+                    go_duration(now.duration_since(begun)),
+                    go_duration(now.duration_since(waited)),
+                );
+                recorder.record(about(), EventType::Normal, "Pulled", message);
+                Ok(status)
+            }
+            Err(error) => {
+                let message = format!("Failed to pull image {image:?}: {error}");
+                recorder.record(about(), EventType::Warning, "Failed", message.clone());
+                let reason = match error.reason() {
+                    "Unknown" | "NotFound" => "ErrImagePull",
+                    reason => reason,
+                };
+                recorder.record(about(), EventType::Warning, "Failed", format!("Error: {reason}"));
+                let delay = self.fail(&key, error.to_string());
+                // Looked at again soon, to show that it now waits.
+                let shown = Duration::from_secs(1).min(delay);
+                Err(NotPresent {
+                    waiting: Waiting::new(reason, error.to_string()),
+                    retry_at: self.clock.now() + SignedDuration::try_from(shown).unwrap_or_default(),
+                })
+            }
+        }
+    }
+
+    fn fail(&self, key: &(String, String), why: String) -> Duration {
+        let now: Instant = self.clock.instant();
+        let mut backoff = self.backoff.lock();
+        backoff.collect_garbage(now);
+        self.failures.lock().insert(key.clone(), why);
+        backoff.fail(key, now)
+    }
+
+    fn back_off(&self, key: &(String, String), message: String, remaining: Duration) -> NotPresent {
+        let why = self.failures.lock().get(key).cloned();
+        let message = match why {
+            Some(why) => format!("{message}: ErrImagePull: {why}"),
+            None => message,
+        };
+        NotPresent {
+            waiting: Waiting::new("ImagePullBackOff", message),
+            retry_at: self.clock.now() + SignedDuration::try_from(remaining).unwrap_or(SignedDuration::MAX),
+        }
+    }
+
+    /// Tries every credential that fits, then none.
+    async fn pull_with(&self, image: &str, secrets: &[Arc<Secret>]) -> cri::Result<u64> {
+        let mut credentials: Vec<Option<ImageAuth>> =
+            secrets.iter().flat_map(|secret| credentials_for(image, secret)).map(Some).collect();
+        credentials.push(None);
+        let mut last = None;
+        for auth in credentials {
+            match self.service.pull(PullRequest { image: image.to_owned(), auth, progress: None }).await {
+                Ok(result) => return Ok(result.size_bytes),
+                Err(error) => last = last.or(Some(error)),
+            }
+        }
+        Err(last.unwrap_or(cri::Error::ImageNotFound { image: image.to_owned() }))
+    }
+
+    /// Forgets what is remembered of a pod.
+    pub fn release(&self, pod_uid: &str) {
+        self.failures.lock().retain(|(uid, _), _| uid != pod_uid);
+    }
+}
+
+/// The registry host and path of an image, the default registry spelled out.
+fn repository(image: &str) -> String {
+    let name = image.split('@').next().unwrap_or_default();
+    let name = match name.rsplit_once(':') {
+        Some((before, after)) if !after.contains('/') => before,
+        _ => name,
+    };
+    match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => name.to_owned(),
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    }
+}
+
+/// Credentials of a pull secret for an image (`kubernetes.io/dockerconfigjson` or the older `dockercfg`),
+/// the most specific first.
+fn credentials_for(image: &str, secret: &Secret) -> Vec<ImageAuth> {
+    let Some(data) = &secret.data else { return Vec::new() };
+    let parse = |key: &str| data.get(key).and_then(|bytes| serde_json::from_slice::<Value>(&bytes.0).ok());
+    let auths = match (parse(".dockerconfigjson"), parse(".dockercfg")) {
+        (Some(config), _) => config.get("auths").cloned(),
+        (None, old) => old,
+    };
+    let Some(Value::Object(auths)) = auths else { return Vec::new() };
+    let repository = repository(image);
+    let mut fitting: BTreeMap<std::cmp::Reverse<usize>, Vec<ImageAuth>> = BTreeMap::new();
+    for (registry, entry) in &auths {
+        let bare =
+            registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+        let bare = bare.trim_end_matches("/v1").trim_end_matches("/v2");
+        let bare =
+            if bare == "index.docker.io" || bare == "registry-1.docker.io" { "docker.io" } else { bare };
+        let fits =
+            repository == bare || repository.strip_prefix(bare).is_some_and(|rest| rest.starts_with('/'));
+        if fits {
+            fitting.entry(std::cmp::Reverse(bare.len())).or_default().push(auth_of(entry));
+        }
+    }
+    fitting.into_values().flatten().collect()
+}
+
+fn auth_of(entry: &Value) -> ImageAuth {
+    let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut auth = ImageAuth {
+        username: text("username"),
+        password: text("password"),
+        identity_token: text("identitytoken"),
+        registry_token: text("registrytoken"),
+    };
+    let encoded = STANDARD.decode(text("auth")).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some((username, password)) = encoded.as_deref().and_then(|text| text.split_once(':')) {
+        auth.username = username.to_owned();
+        auth.password = password.trim_end_matches('\0').to_owned();
+    }
+    auth
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn policies() {
+        let cases = [
+            ("a", None, "Always"),
+            ("a:latest", None, "Always"),
+            ("host:5000/a", None, "Always"),
+            ("a:1", None, "IfNotPresent"),
+            ("a@sha256:0", None, "IfNotPresent"),
+            ("a", Some("Never"), "Never"),
+        ];
+        for (image, policy, expected) in cases {
+            let container = Container {
+                image: Some(image.into()),
+                image_pull_policy: policy.map(str::to_owned),
+                ..Container::default()
+            };
+            assert_eq!(pull_policy(&container), expected, "{image}");
+        }
+    }
+
+    #[test]
+    fn repositories() {
+        let cases = [
+            ("nginx", "docker.io/library/nginx"),
+            ("a/b:1", "docker.io/a/b"),
+            ("r.io:5000/a:1", "r.io:5000/a"),
+            ("localhost/a@sha256:0", "localhost/a"),
+        ];
+        for (image, expected) in cases {
+            assert_eq!(repository(image), expected);
+        }
+    }
+
+    #[test]
+    fn credentials_fit_the_most_specific_registry_first() {
+        let config = json!({"auths": {
+            "https://r.io/v2/": {"username": "wide", "password": "x"},
+            "r.io/team": {"auth": STANDARD.encode("near:pw")},
+            "other.io": {"username": "no"}}});
+        let secret =
+            Secret::from_value(json!({"data": {".dockerconfigjson": STANDARD.encode(config.to_string())}}))
+                .unwrap();
+        let names: Vec<_> =
+            credentials_for("r.io/team/app:1", &secret).into_iter().map(|auth| auth.username).collect();
+        assert_eq!(names, ["near", "wide"]);
+        assert!(credentials_for("r.io.evil/team", &secret).is_empty());
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(go_duration(Duration::from_millis(250)), "250ms");
+        assert_eq!(go_duration(Duration::from_millis(1500)), "1.5s");
+        assert_eq!(go_duration(Duration::from_secs(3)), "3s");
+    }
+}

@@ -1,0 +1,222 @@
+//! The kubelet as a whole: wires the parts, feeds pods to their workers, cleans up what nobody wants.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use api::prelude::*;
+use client::Client;
+use cri::{EventKind, ImageService, PodSandboxFilter, RuntimeService};
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use reconcile::{Event, EventSink, EventType, Informer, Informers, Scope};
+use stdx::{Clock, Random};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, Desired, Workers};
+use crate::config::Config;
+use crate::images::Images;
+use crate::node::machine::Machine;
+use crate::node::{lease, register};
+use crate::references::References;
+use crate::server::Server;
+use crate::spec::{PodDirs, mark};
+use crate::streaming;
+use crate::volume::Volumes;
+use crate::worker;
+
+/// The kubelet could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory could not be made.
+    #[error("cannot make {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The node's server could not be bound.
+    #[error("cannot listen for the API server: {0}")]
+    Listen(#[source] std::io::Error),
+    /// The runtime does not answer.
+    #[error("the container runtime does not answer: {0}")]
+    Runtime(#[from] cri::Error),
+}
+
+/// A node agent.
+pub struct Kubelet {
+    config: Config,
+    client: Client,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    streaming: Option<streaming::Handler>,
+}
+
+impl Kubelet {
+    /// An agent for the node that `config` names, speaking to the API server as `client` (whose identity
+    /// should be the node's, `system:node:NAME`) and to the runtime through `runtime` and `images`.
+    pub fn new(
+        config: Config,
+        client: Client,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let random = Arc::new(stdx::ThreadRandom);
+        Kubelet { config, client, runtime, images, clock, random, streaming: None }
+    }
+
+    /// Lets `handler` answer exec, attach and port-forward.
+    pub fn with_streaming(mut self, handler: streaming::Handler) -> Self {
+        self.streaming = Some(handler);
+        self
+    }
+
+    /// Runs the node until `cancel`. Containers go on when it ends.
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
+        for path in [&self.config.root_dir, &self.config.log_dir] {
+            let made = std::fs::create_dir_all(path);
+            made.map_err(|source| Error::Directory { path: path.clone(), source })?;
+        }
+        // Ends everything below when this function does, however it does.
+        let cancel = cancel.child_token();
+        let _guard = cancel.clone().drop_guard();
+        let (agent, pods) = self.wire(&cancel).await?;
+        agent.recorder.record(
+            register::reference(&agent.config.node_name),
+            EventType::Normal,
+            "Starting",
+            "Starting kubelet.",
+        );
+        let mut port = agent.config.server_port;
+        if let Some(config) = agent.config.server.clone() {
+            let server =
+                Server::bind(config, agent.clone(), self.streaming.clone()).await.map_err(Error::Listen)?;
+            port = server.address().map_err(Error::Listen)?.port();
+            tokio::spawn(server.serve(cancel.clone()));
+        }
+        let (registered, known) = tokio::sync::oneshot::channel();
+        spawn(&cancel, register::keep(agent.clone(), port, registered));
+        let (client, name, clock) =
+            (agent.client.clone(), agent.config.node_name.clone(), agent.clock.clone());
+        spawn(&cancel, async move {
+            // The lease is owned by the node, which has to exist first.
+            if known.await.is_ok() {
+                lease::keep(client, name, clock).await;
+            }
+        });
+        spawn(&cancel, follow_runtime(agent.clone()));
+        spawn(&cancel, crate::evict::watch(agent.clone()));
+        let feeding = agent.clone();
+        pods.on_event(move |event| {
+            let gone = matches!(event, Event::Deleted(_));
+            worker::dispatch(&feeding, Desired { pod: event.object().clone(), gone });
+        });
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = pods.synced() => {}
+        }
+        remove_orphans(&agent, &pods).await;
+        cancel.cancelled().await;
+        Ok(())
+    }
+
+    /// Builds the shared parts and the informer of this node's pods.
+    async fn wire(&self, cancel: &CancellationToken) -> Result<(Arc<Agent>, Arc<Informer<Pod>>), Error> {
+        let info = self.runtime.info().await?;
+        let runtime_version = format!("{}://{}", info.name, info.version);
+        let informers = Informers::new(self.client.clone(), self.random.clone(), cancel.clone());
+        let name = &self.config.node_name;
+        let node = informers.get_scoped::<Node>(Scope {
+            field_selector: format!("metadata.name={name}"),
+            ..Scope::default()
+        });
+        let pods = informers
+            .get_scoped::<Pod>(Scope { field_selector: format!("spec.nodeName={name}"), ..Scope::default() });
+        let workers = Arc::new(Workers::default());
+        let woken = workers.clone();
+        let references = Arc::new(References::new(
+            self.client.clone(),
+            self.random.clone(),
+            Arc::new(move |uid: &str| woken.kick_stale(uid)),
+            cancel.clone(),
+        ));
+        let sink = EventSink::start(self.clock.clone(), cancel.clone());
+        let agent = Arc::new(Agent {
+            machine: Machine::read(&self.config, &runtime_version),
+            recorder: sink.recorder(self.client.clone(), "kubelet", name),
+            volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone()),
+            images: Images::new(self.images.clone(), self.clock.clone()),
+            services: informers.get::<Service>(),
+            config: self.config.clone(),
+            client: self.client.clone(),
+            runtime: self.runtime.clone(),
+            clock: self.clock.clone(),
+            references,
+            node,
+            workers,
+            admitted: Mutex::default(),
+        });
+        Ok((agent, pods))
+    }
+}
+
+/// Runs a task until `cancel`.
+fn spawn(cancel: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
+    let cancel = cancel.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = task => {}
+        }
+    });
+}
+
+/// Wakes the worker of whatever pod something happens to.
+async fn follow_runtime(agent: Arc<Agent>) {
+    let mut events = agent.runtime.events();
+    // What happened before this moment was not heard.
+    agent.workers.kick_all();
+    while let Some(event) = events.next().await {
+        match event.kind {
+            EventKind::Lagged(_) => agent.workers.kick_all(),
+            _ => agent.workers.kick(&event.pod_uid),
+        }
+    }
+}
+
+/// Ends and removes what earlier lives of this kubelet left of pods that no longer exist.
+async fn remove_orphans(agent: &Arc<Agent>, pods: &Informer<Pod>) {
+    let wanted: HashSet<String> = pods.store().list().iter().map(|pod| pod.uid().to_owned()).collect();
+    let sandboxes = agent.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await.unwrap_or_default();
+    for sandbox in sandboxes {
+        let ours = sandbox.labels.get(mark::POD_UID).is_some_and(|uid| *uid == sandbox.uid);
+        if !ours || wanted.contains(&sandbox.uid) {
+            continue;
+        }
+        let agent = agent.clone();
+        tokio::spawn(async move {
+            if let Err(error) = agent.runtime.remove_pod_sandbox(&sandbox.id).await {
+                tracing::warn!(sandbox = sandbox.id, %error, "an orphaned sandbox could not be removed");
+            }
+        });
+    }
+    let Ok(directories) = std::fs::read_dir(agent.config.root_dir.join("pods")) else { return };
+    for entry in directories.flatten() {
+        let uid = entry.file_name().to_string_lossy().into_owned();
+        if wanted.contains(&uid) || agent.workers.0.lock().contains_key(&uid) {
+            continue;
+        }
+        let stand_in = Pod {
+            metadata: ObjectMeta { uid: Some(uid.clone()), ..ObjectMeta::default() },
+            ..Pod::default()
+        };
+        let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &stand_in);
+        if let Err(error) = agent.volumes.tear_down(&uid, &dirs) {
+            tracing::warn!(uid, %error, "the directory of an orphaned pod could not be removed");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The node agent: pod workers, probes, volumes, status, eviction and the node's own server.
+//!
+//! [`Kubelet::run`] registers the node, renews its lease and gives every pod bound to the node a worker
+//! (`worker`). A worker observes the runtime, asks `plan` what to do, does it, and reports what `status`
+//! makes of it. Decisions are pure functions; everything that waits is a task that wakes its worker.
+//!
+//! **Invariant:** talks to the runtime through `cri` only, and to nobody but the API server.
+
+pub mod admit;
+pub mod agent;
+pub mod cgroup;
+pub mod config;
+pub mod env;
+pub mod evict;
+pub mod images;
+mod kubelet;
+pub mod make;
+pub mod node;
+pub mod observed;
+pub mod plan;
+pub mod probe;
+pub mod references;
+pub mod resources;
+pub mod security;
+pub mod server;
+pub mod spec;
+pub mod status;
+pub mod streaming;
+pub mod volume;
+mod worker;
+
+pub use config::{Config, PeerCheck, ServerConfig};
+pub use kubelet::{Error, Kubelet};

@@ -1,0 +1,139 @@
+//! Registering the node and keeping its status current.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::k8s_openapi::api::core::v1::NodeCondition;
+use api::prelude::*;
+use client::Patch;
+use jiff::Timestamp;
+use reconcile::EventType;
+use serde_json::json;
+
+use super::machine::Pressure;
+use super::object::{self, Inputs};
+use crate::agent::Agent;
+
+/// How often the node's state is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often the status is reported although nothing but its heartbeat changed.
+const REPORT_SECONDS: i64 = 300;
+/// Wait after a failure.
+const RETRY: Duration = Duration::from_millis(500);
+/// Longest such wait.
+const RETRY_MAX: Duration = Duration::from_secs(7);
+
+/// Registers the node and reports its status, forever. `port` is that of the node's server.
+pub async fn keep(agent: Arc<Agent>, port: u16, registered: tokio::sync::oneshot::Sender<()>) {
+    let mut registered = Some(registered);
+    let mut failures = 0;
+    let mut reported: Option<(Vec<NodeCondition>, String, Timestamp)> = None;
+    loop {
+        let wait = match report(&agent, port, &mut reported).await {
+            Ok(()) => {
+                failures = 0;
+                if let Some(registered) = registered.take() {
+                    let _ = registered.send(());
+                }
+                LOOK_EVERY
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the node's status could not be reported");
+                failures += 1;
+                stdx::Backoff { initial: RETRY, max: RETRY_MAX }.delay(failures)
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+async fn report(
+    agent: &Agent,
+    port: u16,
+    reported: &mut Option<(Vec<NodeCondition>, String, Timestamp)>,
+) -> client::Result<()> {
+    let now = agent.clock.now();
+    let not_ready = not_ready(agent).await;
+    let images = agent.images.service().list().await.unwrap_or_default();
+    let old = reported.as_ref().map(|(conditions, _, _)| conditions.clone()).unwrap_or_default();
+    let mut status = object::status(&Inputs {
+        config: &agent.config,
+        machine: &agent.machine,
+        images: &images,
+        pressure: Pressure::read(&agent.config),
+        not_ready: not_ready.as_deref(),
+        port,
+        old: &old,
+        now,
+    });
+    // Heartbeats alone are no news: the lease is for that.
+    let mut essence = status.clone();
+    for condition in essence.conditions.iter_mut().flatten() {
+        condition.last_heartbeat_time = None;
+    }
+    let essence = serde_json::to_string(&essence).unwrap_or_default();
+    if let Some((_, before, at)) = reported
+        && *before == essence
+        && now.as_second() - at.as_second() < REPORT_SECONDS
+    {
+        return Ok(());
+    }
+    let name = &agent.config.node_name;
+    if reported.is_none() {
+        let existing = agent.client.get_typed::<Node>("", name).await;
+        match existing {
+            Ok(node) => {
+                let kept = node.status.and_then(|status| status.conditions).unwrap_or_default();
+                status.conditions =
+                    Some(object::conditions(&kept, Pressure::read(&agent.config), not_ready.as_deref(), now));
+                let labels = object::labels(&agent.config);
+                let patch = Patch::Strategic(json!({"metadata": {"labels": labels}}));
+                agent.client.patch(&Node::GVR, "", name, "", &patch).await?;
+                agent
+                    .client
+                    .patch(&Node::GVR, "", name, "status", &Patch::Strategic(json!({"status": status})))
+                    .await?;
+            }
+            Err(error) if error.is_not_found() => {
+                agent.client.create_typed(&object::node(&agent.config, status.clone())).await?;
+                // A server may leave the status out of what it creates.
+                let patch = Patch::Strategic(json!({"status": status}));
+                agent.client.patch(&Node::GVR, "", name, "status", &patch).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    } else {
+        let patch = Patch::Strategic(json!({"status": status}));
+        agent.client.patch(&Node::GVR, "", name, "status", &patch).await?;
+    }
+    let conditions = status.conditions.unwrap_or_default();
+    for reason in object::transitions(&old, &conditions) {
+        let message = format!("Node {name} status is now: {reason}");
+        agent.recorder.record(reference(name), EventType::Normal, reason, message);
+    }
+    *reported = Some((conditions, essence, now));
+    Ok(())
+}
+
+/// How events refer to a node: by name, which is also its uid there.
+pub fn reference(name: &str) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Node".into()),
+        name: Some(name.to_owned()),
+        uid: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+/// Why no pods can run here now.
+async fn not_ready(agent: &Agent) -> Option<String> {
+    match agent.runtime.info().await {
+        Ok(info) if !info.runtime_ready => Some(format!("container runtime is down: {}", info.message)),
+        Ok(info) if !info.network_ready => Some(format!(
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{}",
+            info.message
+        )),
+        Ok(_) => None,
+        Err(error) => Some(format!("container runtime is down: {error}")),
+    }
+}

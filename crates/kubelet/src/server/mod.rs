@@ -1,0 +1,273 @@
+//! The node's HTTPS server, for the API server only: logs, pods, metrics, statistics, and the way to exec,
+//! attach and port-forward.
+
+pub mod logs;
+mod stats;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::prelude::*;
+use bytes::Bytes;
+use client::{Body, body};
+use cri::{ContainerState, PodSandboxFilter};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::config::ServerConfig;
+use crate::observed::Observed;
+use crate::spec::mark;
+use crate::streaming::{Handler, Operation, Session};
+
+/// Connections at once: the API server multiplexes, so more are a mistake.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// A server that is bound but not yet serving.
+pub struct Server {
+    listener: TcpListener,
+    config: ServerConfig,
+    agent: Arc<Agent>,
+    streaming: Option<Handler>,
+}
+
+impl Server {
+    /// Binds the server. `streaming` answers exec, attach and port-forward.
+    pub async fn bind(
+        config: ServerConfig,
+        agent: Arc<Agent>,
+        streaming: Option<Handler>,
+    ) -> std::io::Result<Server> {
+        Ok(Server { listener: TcpListener::bind(config.listen).await?, config, agent, streaming })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `cancel`.
+    pub async fn serve(self, cancel: CancellationToken) {
+        let acceptor = TlsAcceptor::from(self.config.tls.clone());
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                () = cancel.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    continue;
+                }
+            };
+            let (acceptor, may_call) = (acceptor.clone(), self.config.may_call.clone());
+            let (agent, streaming, cancel) = (self.agent.clone(), self.streaming.clone(), cancel.clone());
+            tokio::spawn(async move {
+                let _place = place;
+                let _ = stream.set_nodelay(true);
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first().cloned());
+                let allowed = may_call(leaf.as_deref());
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (agent, streaming) = (agent.clone(), streaming.clone());
+                    async move {
+                        Ok::<_, Infallible>(match allowed {
+                            true => route(&agent, streaming.as_ref(), request).await,
+                            false => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+                        })
+                    }
+                });
+                let server = auto::Builder::new(TokioExecutor::new());
+                let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
+                tokio::select! {
+                    () = cancel.cancelled() => {}
+                    outcome = connection => {
+                        if let Err(error) = outcome {
+                            tracing::debug!(%error, "a connection to the node's server ended");
+                        }
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// An answer of plain text.
+fn text(status: StatusCode, text: impl Into<String>) -> Response<Body> {
+    let mut response = Response::new(body::full(text.into()));
+    *response.status_mut() = status;
+    response
+}
+
+/// An answer of JSON.
+fn json(value: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(body::full(Bytes::from(value.to_string())));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The path decides.
+async fn route(
+    agent: &Arc<Agent>,
+    streaming: Option<&Handler>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let reading = matches!(*request.method(), Method::GET | Method::HEAD);
+    match parts[..] {
+        ["healthz"] if reading => text(StatusCode::OK, "ok"),
+        ["pods" | "runningpods"] if reading => json(&pods(agent)),
+        ["metrics"] if reading => stats::metrics(agent).await,
+        ["metrics", "resource"] if reading => stats::resource_metrics(agent).await,
+        ["stats", "summary"] if reading => match stats::summary(agent).await {
+            Ok(summary) => json(&summary),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        },
+        ["containerLogs", namespace, pod, container] if reading => {
+            container_logs(agent, namespace, pod, container, request.uri().query().unwrap_or_default()).await
+        }
+        ["exec", namespace, pod, container] => {
+            stream(agent, streaming, Operation::Exec, (namespace, pod, Some(container)), request).await
+        }
+        ["attach", namespace, pod, container] => {
+            stream(agent, streaming, Operation::Attach, (namespace, pod, Some(container)), request).await
+        }
+        ["portForward", namespace, pod] => {
+            stream(agent, streaming, Operation::PortForward, (namespace, pod, None), request).await
+        }
+        _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+    }
+}
+
+/// The pods of this node as a list.
+fn pods(agent: &Agent) -> serde_json::Value {
+    let workers = agent.workers.0.lock();
+    let items: Vec<_> = workers.values().map(|handle| handle.desired.borrow().pod.encode()).collect();
+    serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+}
+
+/// The pod of this name.
+fn find_pod(agent: &Agent, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+    let workers = agent.workers.0.lock();
+    let pods = workers.values().map(|handle| handle.desired.borrow().pod.clone());
+    // Of a pod and its successor of the same name the one that is not being deleted is meant.
+    pods.filter(|pod| pod.namespace() == namespace && pod.name() == name)
+        .min_by_key(|pod| pod.is_terminating())
+}
+
+async fn observe(agent: &Agent, pod: &Pod) -> cri::Result<Observed> {
+    let labels: std::collections::BTreeMap<_, _> = [(mark::POD_UID.to_owned(), pod.uid().to_owned())].into();
+    let sandboxes = PodSandboxFilter { labels: labels.clone(), ..PodSandboxFilter::default() };
+    let containers = cri::ContainerFilter { labels, ..cri::ContainerFilter::default() };
+    let (sandboxes, containers) = tokio::try_join!(
+        agent.runtime.list_pod_sandboxes(&sandboxes),
+        agent.runtime.list_containers(&containers)
+    )?;
+    Ok(Observed::new(sandboxes, containers))
+}
+
+async fn container_logs(
+    agent: &Agent,
+    namespace: &str,
+    name: &str,
+    container: &str,
+    query: &str,
+) -> Response<Body> {
+    let Some(pod) = find_pod(agent, namespace, name) else {
+        return text(StatusCode::NOT_FOUND, format!("pod {name:?} does not exist"));
+    };
+    if crate::spec::find(&pod, container).is_none() {
+        let message = format!("container {container:?} not found in pod {name:?}");
+        return text(StatusCode::NOT_FOUND, message);
+    }
+    let options = match logs::Options::parse(query) {
+        Ok(options) => options,
+        Err(message) => return text(StatusCode::BAD_REQUEST, message),
+    };
+    let observed = match observe(agent, &pod).await {
+        Ok(observed) => observed,
+        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    };
+    let wanted = if options.previous { observed.previous(container) } else { observed.latest(container) };
+    let Some(status) = wanted else {
+        let message = match options.previous {
+            true => format!("previous terminated container {container:?} in pod {name:?} not found"),
+            false => format!(
+                "container {container:?} in pod {name:?} is waiting to start: {}",
+                waiting_reason(&pod, container)
+            ),
+        };
+        return text(StatusCode::BAD_REQUEST, message);
+    };
+    let following = options.follow && status.state == ContainerState::Running;
+    let ended = following.then(|| logs::Ended::new(agent.runtime.clone(), status.id.clone()));
+    logs::serve(status.log_path.clone(), options, ended, agent.clock.now())
+}
+
+/// Why a container has not run, for the message of its missing log.
+fn waiting_reason(pod: &Pod, container: &str) -> String {
+    let status = pod.status.as_ref();
+    let lists = [
+        status.and_then(|s| s.container_statuses.as_ref()),
+        status.and_then(|s| s.init_container_statuses.as_ref()),
+    ];
+    let mut all = lists.into_iter().flatten().flatten();
+    let found = all.find(|status| status.name == container);
+    let waiting = found.and_then(|status| status.state.as_ref()?.waiting.as_ref()?.reason.clone());
+    waiting.unwrap_or("ContainerCreating".into())
+}
+
+async fn stream(
+    agent: &Arc<Agent>,
+    handler: Option<&Handler>,
+    operation: Operation,
+    (namespace, name, container): (&str, &str, Option<&str>),
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let Some(handler) = handler else {
+        return text(StatusCode::NOT_IMPLEMENTED, "streaming is not available on this node");
+    };
+    let Some(pod) = find_pod(agent, namespace, name) else {
+        return text(StatusCode::NOT_FOUND, "pod does not exist");
+    };
+    let observed = match observe(agent, &pod).await {
+        Ok(observed) => observed,
+        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    };
+    let Some(sandbox) = observed.ready_sandbox() else {
+        return text(StatusCode::NOT_FOUND, format!("pod not found ({:?})", format!("{name}_{namespace}")));
+    };
+    let mut container_id = None;
+    let mut container_tty = false;
+    if let Some(container) = container {
+        let Some(status) = observed.latest(container).filter(|c| c.state == ContainerState::Running) else {
+            return text(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
+        };
+        container_id = Some(status.id.clone());
+        container_tty = crate::spec::find(&pod, container).is_some_and(|(_, spec)| spec.tty == Some(true));
+    }
+    handler(Session {
+        operation,
+        sandbox_id: sandbox.id.clone(),
+        container_id,
+        container_tty,
+        runtime: agent.runtime.clone(),
+        pod,
+        request,
+    })
+    .await
+}

@@ -1,0 +1,12 @@
+//! Official conformance cases, ported under their official names, against one real cluster.
+
+mod api;
+mod cli;
+mod network;
+mod node;
+mod storage;
+
+fn main() -> std::process::ExitCode {
+    let groups = [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases()];
+    testkit::runner::main(&groups.concat())
+}
