@@ -20,10 +20,11 @@ pub fn run() -> anyhow::Result<()> {
     shell::run("cargo", &["fmt", "--all", "--check"])?;
     tidy::run(false)?;
     shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
-    shell::run("cargo", &["build", "--package", "ferry"])?;
+    // `ferry` itself, and the examples that tests start: `cargo test --examples` would only build harnesses.
+    shell::run("cargo", &["build", "--workspace", "--bins", "--examples"])?;
     // Containers, namespaces and registries are real: too many at once only make each other slow.
     // There are no documentation tests; naming the targets leaves their empty runs out.
-    let targets = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"];
+    let targets = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"];
     run_with("cargo", &targets, &[("RUST_TEST_THREADS", "4")])
 }
 
