@@ -139,6 +139,25 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
+            name: "[sig-api-machinery] Garbage collector should not be blocked by dependency circle [Conformance]",
+            run: |s| {
+                let names = ["pod1", "pod2", "pod3"];
+                for name in names {
+                    s.create("pods", pod(name, "sleep 600", |_| {}))?;
+                }
+                for (dependent, owner) in [("pod1", "pod3"), ("pod2", "pod1"), ("pod3", "pod2")] {
+                    let uid = s.get("pods", owner)?["metadata"]["uid"].clone();
+                    let reference = json!({"apiVersion": "v1", "kind": "Pod", "name": owner, "uid": uid,
+                        "controller": true, "blockOwnerDeletion": true});
+                    s.merge("pods", dependent, "", json!({"metadata": {"ownerReferences": [reference]}}))?;
+                }
+                let foreground =
+                    DeleteParams { propagation: Some(Propagation::Foreground), ..Default::default() };
+                s.delete("pods", "pod1", &foreground)?;
+                names.iter().try_for_each(|name| s.wait_gone("pods", name))
+            },
+        },
+        Case {
             name: "[sig-api-machinery] Garbage collector should delete RS created by deployment when not orphaning [Conformance]",
             run: |s| {
                 s.create("deployments", workload("Deployment", 1))?;

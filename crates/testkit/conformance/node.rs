@@ -222,6 +222,15 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
+            name: "[sig-node] Container Runtime blackbox test on terminated container should report termination message from log output if TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]",
+            run: |s| {
+                let script = "echo -n DONE; exit 1";
+                let text = message(s, script, "FallbackToLogsOnError", "/dev/termination-log", 0)?;
+                ensure!(text == "DONE", "{text:?}");
+                Ok(())
+            },
+        },
+        Case {
             name: "[sig-node] Container Runtime blackbox test on terminated container should report termination message if TerminationMessagePath is set as non-root user and at a non-default path [NodeConformance] [Conformance]",
             run: |s| {
                 ensure!(message(s, "echo -n DONE > /dev/custom", "File", "/dev/custom", 10000)? == "DONE");
