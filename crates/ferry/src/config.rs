@@ -116,6 +116,10 @@ pub struct UpOptions {
     /// Registries (host and port) that are spoken to without TLS.
     #[arg(long, value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
+    /// EncryptionConfiguration for values in the store; without one, Secrets are encrypted with keys of Ferry's
+    /// own, which it replaces in time.
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',')]
     pub disable: Vec<Part>,

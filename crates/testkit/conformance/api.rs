@@ -36,6 +36,10 @@ fn version(object: &Value) -> &str {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
+    [from_server(), from_watchers(), from_deployment()].concat()
+}
+
+fn from_server() -> Vec<Case> {
     vec![
         Case {
             name: "[sig-api-machinery] server version should find the server version [Conformance]",
@@ -117,6 +121,11 @@ pub fn cases() -> Vec<Case> {
                 Ok(())
             },
         },
+    ]
+}
+
+fn from_watchers() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-api-machinery] Watchers should receive events on concurrent watches in same order [Conformance]",
             run: |s| {
@@ -204,6 +213,11 @@ pub fn cases() -> Vec<Case> {
                 Ok(())
             },
         },
+    ]
+}
+
+fn from_deployment() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-apps] Deployment RollingUpdateDeployment should delete old pods and create new ones [Conformance]",
             run: |s| {
