@@ -81,7 +81,12 @@ impl ControlPlane {
             store::disk::DiskStore::open(&store_path, store::disk::Options::default())
         });
         let store: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
-        let config = registry::Config { service_cidr: options.service_cidr.clone(), node_ports: NODE_PORTS };
+        let config = registry::Config {
+            service_cidr: options.service_cidr.clone(),
+            node_ports: NODE_PORTS,
+            runtime: registry::RuntimeConfig::parse(&options.runtime_config.join(","))
+                .context("--runtime-config")?,
+        };
         let registry = Registry::start(store.clone(), &config, env.clock.clone(), env.random.clone()).await?;
 
         let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);

@@ -13,5 +13,6 @@ pub mod required;
 pub mod strategic;
 pub mod time;
 pub mod types;
+pub mod wire;
 
 pub use types::{Schema, Shape, TypeId};
