@@ -120,6 +120,10 @@ pub struct UpOptions {
     /// own, which it replaces in time.
     #[arg(long)]
     pub encryption_provider_config: Option<PathBuf>,
+    /// Versions of the API to serve beside (or, with `=false`, without) the stable ones: api/all, api/beta,
+    /// api/alpha, GROUP/VERSION or GROUP/VERSION/RESOURCE.
+    #[arg(long, value_delimiter = ',', value_name = "KEY=BOOL")]
+    pub runtime_config: Vec<String>,
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',')]
     pub disable: Vec<Part>,

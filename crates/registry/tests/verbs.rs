@@ -21,7 +21,11 @@ impl Fixture {
     async fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = store::disk::DiskStore::open(dir.path(), store::disk::Options::default()).unwrap();
-        let config = Config { service_cidr: "10.43.0.0/24".into(), node_ports: 30_000..=30_010 };
+        let config = Config {
+            service_cidr: "10.43.0.0/24".into(),
+            node_ports: 30_000..=30_010,
+            runtime: Default::default(),
+        };
         let random = Arc::new(SeededRandom::new(1));
         let registry =
             Registry::start(Arc::new(store), &config, SystemClock::shared(), random).await.unwrap();
