@@ -80,19 +80,14 @@ impl ControlPlane {
         let opened = tokio::task::spawn_blocking(move || {
             store::disk::DiskStore::open(&store_path, store::disk::Options::default())
         });
-<<<<<<< HEAD
         let engine: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
         let (store, keyring) = sealed(env, engine.clone())?;
-        let config = registry::Config { service_cidr: options.service_cidr.clone(), node_ports: NODE_PORTS };
-=======
-        let store: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
         let config = registry::Config {
             service_cidr: options.service_cidr.clone(),
             node_ports: NODE_PORTS,
             runtime: registry::RuntimeConfig::parse(&options.runtime_config.join(","))
                 .context("--runtime-config")?,
         };
->>>>>>> h3
         let registry = Registry::start(store.clone(), &config, env.clock.clone(), env.random.clone()).await?;
 
         let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
