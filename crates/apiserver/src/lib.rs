@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod negotiate;
 pub mod openapi;
 pub mod path;
+pub mod quota;
 pub mod reviews;
 pub mod serve;
 pub mod server;
