@@ -25,5 +25,6 @@ pub mod server;
 pub mod subresource;
 pub mod verbs;
 pub mod watch;
+pub mod webhook;
 
 pub use server::{Config, Server};

@@ -64,6 +64,7 @@ pub struct Parts {
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
     pub(crate) discovery: crate::discovery::Cache,
+    pub(crate) webhooks: crate::webhook::Pool,
 }
 
 impl std::ops::Deref for Server {
@@ -109,6 +110,7 @@ impl Server {
             reads: Semaphore::new(READS_IN_FLIGHT_MAX),
             writes: Semaphore::new(WRITES_IN_FLIGHT_MAX),
             discovery: crate::discovery::Cache::default(),
+            webhooks: crate::webhook::Pool::default(),
         }))
     }
 

@@ -24,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cel", &["meta"]),
     ("api", &["meta"]),
     ("store", &["stdx"]),
+    ("encryption", &["stdx", "store"]),
     ("registry", &["stdx", "meta", "schema", "store"]),
     ("auth", &["stdx", "meta"]),
     ("admission", &["meta", "schema", "cel"]),
