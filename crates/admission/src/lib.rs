@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** knows nothing of the registry or of HTTP.
 
+pub mod dynamic;
 mod namespace;
 mod node;
 mod priority;
