@@ -65,6 +65,7 @@ pub struct Parts {
     pub(crate) writes: Semaphore,
     pub(crate) discovery: crate::discovery::Cache,
     pub(crate) webhooks: crate::webhook::Pool,
+    pub(crate) dynamic: crate::dynamic::Dynamic,
 }
 
 impl std::ops::Deref for Server {
@@ -96,6 +97,7 @@ impl Server {
         let (rbac, nodes) = (Arc::new(RbacIndex::new()), Arc::new(NodeGraph::new()));
         crate::follow::rbac(&config.registry, &rbac);
         crate::follow::nodes(&config.registry, &nodes);
+        let dynamic = crate::dynamic::Dynamic::new(&config.registry);
         Server(Arc::new(Parts {
             registry: config.registry,
             authenticator: config.authenticator,
@@ -111,6 +113,7 @@ impl Server {
             writes: Semaphore::new(WRITES_IN_FLIGHT_MAX),
             discovery: crate::discovery::Cache::default(),
             webhooks: crate::webhook::Pool::default(),
+            dynamic,
         }))
     }
 

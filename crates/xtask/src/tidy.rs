@@ -28,7 +28,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("registry", &["stdx", "meta", "schema", "store"]),
     ("auth", &["stdx", "meta"]),
     ("admission", &["meta", "schema", "cel"]),
-    ("apiserver", &["stdx", "meta", "schema", "api", "store", "registry", "auth", "admission"]),
+    ("apiserver", &["stdx", "meta", "schema", "api", "store", "registry", "auth", "admission", "cel"]),
     ("client", &["stdx", "meta", "api"]),
     ("reconcile", &["stdx", "meta", "api", "client"]),
     ("controllers", &["stdx", "meta", "api", "client", "reconcile"]),
