@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** knows nothing of the registry or of HTTP.
 
+pub mod dynamic;
 mod limit_ranger;
 mod namespace;
 mod node;

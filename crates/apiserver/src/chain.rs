@@ -6,15 +6,32 @@ use meta::Status;
 use registry::admit::{Admit, Attributes};
 use serde_json::{Map, Value};
 
+use crate::dynamic::{self, Collected};
 use crate::server::Server;
 
 /// The chain.
-pub struct Admission(Server);
+pub struct Admission(Server, Collected);
 
 impl Admission {
     /// The chain of a server.
     pub fn new(server: Server) -> Self {
-        Admission(server)
+        Admission(server, Collected::default())
+    }
+
+    /// What webhooks and policies have to say to the client.
+    pub fn warnings(&self) -> Vec<String> {
+        self.1.warnings()
+    }
+
+    /// Asks about a connection to a pod, service or node; `body` is the kind of `options`.
+    pub async fn connect(
+        &self,
+        attributes: &Attributes<'_>,
+        body: (&str, &str, &str),
+        mut options: Map<String, Value>,
+    ) -> Result<(), Status> {
+        dynamic::mutate(&self.0, attributes, Some(body), &mut options, None, &self.1).await?;
+        dynamic::validate(&self.0, attributes, Some(body), Some(&options), None, &self.1).await
     }
 }
 
@@ -67,7 +84,8 @@ impl Admit for Admission {
         object: &mut Map<String, Value>,
         old: Option<&Map<String, Value>>,
     ) -> Result<(), Status> {
-        admission::mutate(&request(attributes), object, old, &Objects(&self.0))
+        admission::mutate(&request(attributes), object, old, &Objects(&self.0))?;
+        dynamic::mutate(&self.0, attributes, None, object, old, &self.1).await
     }
 
     async fn validate(
@@ -78,6 +96,7 @@ impl Admit for Admission {
     ) -> Result<(), Status> {
         admission::validate(&request(attributes), object, old, &Objects(&self.0))?;
         self.restrict_node(attributes, object, old)?;
+        dynamic::validate(&self.0, attributes, None, object, old, &self.1).await?;
         crate::quota::charge(&self.0, attributes, object, old).await
     }
 }

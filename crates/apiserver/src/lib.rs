@@ -10,6 +10,7 @@ pub mod body;
 pub mod bootstrap;
 pub mod chain;
 pub mod discovery;
+mod dynamic;
 pub mod endpoints;
 pub mod escalation;
 pub mod follow;

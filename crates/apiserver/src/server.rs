@@ -66,6 +66,7 @@ pub struct Parts {
     pub(crate) discovery: crate::discovery::Cache,
     pub(crate) quotas: crate::quota::Locks,
     pub(crate) webhooks: crate::webhook::Pool,
+    pub(crate) dynamic: crate::dynamic::Dynamic,
 }
 
 impl std::ops::Deref for Server {
@@ -97,6 +98,7 @@ impl Server {
         let (rbac, nodes) = (Arc::new(RbacIndex::new()), Arc::new(NodeGraph::new()));
         crate::follow::rbac(&config.registry, &rbac);
         crate::follow::nodes(&config.registry, &nodes);
+        let dynamic = crate::dynamic::Dynamic::new(&config.registry);
         Server(Arc::new(Parts {
             registry: config.registry,
             authenticator: config.authenticator,
@@ -113,6 +115,7 @@ impl Server {
             discovery: crate::discovery::Cache::default(),
             quotas: crate::quota::Locks::default(),
             webhooks: crate::webhook::Pool::default(),
+            dynamic,
         }))
     }
 

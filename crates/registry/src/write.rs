@@ -153,6 +153,17 @@ fn check_type(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), 
     Ok(())
 }
 
+/// Takes an object that admission changed through decoding and defaults again.
+pub fn renew(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), Status> {
+    let value = Value::Object(std::mem::take(object));
+    let decoded = decode_value(def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
+    *object = decoded.value;
+    check_type(def, object)?;
+    schema::default::apply(def.schema, def.ty, object);
+    def.strategy.default(object);
+    Ok(())
+}
+
 /// The metadata of an object; `decode_body` and `encode` see to it that there is one.
 pub fn metadata(object: &mut Map<String, Value>) -> &mut Map<String, Value> {
     let entry = object.entry("metadata").or_insert_with(|| json!({}));
