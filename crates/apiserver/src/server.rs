@@ -143,10 +143,12 @@ impl Server {
     async fn chain(&self, mut request: Request<Body>) -> (RequestInfo, Answer) {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = parse(request.method(), request.uri().path(), &query);
+        let form = crate::transcode::Form::of(&request, &query);
         let answer = match self.authenticate(&mut request) {
             Ok(user) => self.authorized(request, &info, &query, user).await,
             Err(status) => body::failure(&status),
         };
+        let answer = crate::transcode::finish(answer, form).await;
         (info, answer)
     }
 
@@ -295,6 +297,7 @@ impl Server {
         }
         let (parts, body) = request.into_parts();
         let call = Call { info, query, headers: &parts.headers, user, def };
+        call.wanted()?;
         match info.verb {
             "get" if !def.is_stored() => crate::reviews::component_status(&info.name),
             "list" if !def.is_stored() => Ok(crate::reviews::component_statuses()),

@@ -41,6 +41,16 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// What the client gets; refuses what this resource cannot be answered as.
+    pub fn wanted(&self) -> Result<negotiate::Wanted, Status> {
+        let offer = negotiate::Offer {
+            protobuf: self.def.schema.has_numbers(self.def.ty),
+            shapes: self.def.is_stored() || self.def.serves("list"),
+            stream: self.info.verb == "watch",
+        };
+        negotiate::wanted(self.headers, offer)
+    }
+
     fn namespace(&self) -> &'a str {
         if self.def.namespaced { &self.info.namespace } else { "" }
     }
@@ -220,9 +230,8 @@ impl Server {
                 yaml = negotiate::yaml_to_json(&body)?;
                 Patch::Apply(&yaml)
             }
-            other => {
+            _ => {
                 return Err(negotiate::unsupported(
-                    other,
                     &[
                         "application/json-patch+json",
                         "application/merge-patch+json",
