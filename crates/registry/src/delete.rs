@@ -56,6 +56,10 @@ pub enum Deleted {
 
 impl DeleteOptions {
     fn check(&self) -> Result<(), Status> {
+        if self.dry_run.iter().any(|d| d != "All") {
+            let e = crate::write::dry_run_error(&self.dry_run);
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
+        }
         if let Some(policy) = &self.propagation_policy {
             if self.orphan_dependents.is_some() {
                 let e = meta::FieldError::invalid(
@@ -66,7 +70,7 @@ impl DeleteOptions {
                 return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
             }
             if !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground") {
-                let allowed = ["Background", "Foreground", "Orphan"];
+                let allowed = ["Background", "Foreground", "Orphan", "nil"];
                 let e =
                     meta::FieldError::not_supported("propagationPolicy", &policy.as_str().into(), &allowed);
                 return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));

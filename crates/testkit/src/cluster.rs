@@ -82,6 +82,11 @@ impl Cluster {
         self.directory.path().join("data")
     }
 
+    /// Process of the server.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// What the cluster logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
