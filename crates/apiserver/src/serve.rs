@@ -20,6 +20,8 @@ use crate::server::{PeerCertificate, Server};
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Longest time the head of a request may take to arrive (upstream's limit).
 const HEADERS_MAX: Duration = Duration::from_secs(32);
+/// Most bytes of the head of a request (upstream's limit): selectors may be long.
+const HEADERS_BYTES_MAX: u32 = 1 << 20;
 /// A silent HTTP/2 connection is asked this often whether anybody is there (upstream's interval).
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// Longest wait for the answer to that.
@@ -44,6 +46,7 @@ pub async fn listen(server: Server, listener: TcpListener, tls: Arc<ServerConfig
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADERS_BYTES_MAX)
         .adaptive_window(true)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_MAX);

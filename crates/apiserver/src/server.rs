@@ -292,7 +292,13 @@ impl Server {
             "update" => "put",
             verb => verb,
         };
-        if !def.serves(method) {
+        // Collections and objects have methods of their own; a watch or list may be about one name.
+        let misplaced = match info.verb {
+            "create" => !info.name.is_empty(),
+            "get" | "update" | "patch" | "delete" => info.name.is_empty(),
+            _ => false,
+        };
+        if misplaced || !def.serves(method) {
             return Err(method_not_allowed(def));
         }
         let (parts, body) = request.into_parts();

@@ -233,11 +233,13 @@ fn check_preconditions(
     let conflict = |why: String| Err(Status::conflict(&def.group, &def.resource, target.name, &why));
     let uid = meta_text(object, "uid");
     if let Some(w) = wanted.uid.as_deref().filter(|w| *w != uid) {
-        return conflict(format!("Precondition failed: UID in precondition: {w}, UID in object meta: {uid}"));
+        return conflict(format!(
+            "the UID in the precondition ({w}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        ));
     }
     if let Some(w) = wanted.resource_version.as_deref().filter(|w| w.parse() != Ok(current.revision)) {
         return conflict(format!(
-            "Precondition failed: ResourceVersion in precondition: {w}, ResourceVersion in object meta: {}",
+            "the ResourceVersion in the precondition ({w}) does not match the ResourceVersion in record ({}). The object might have been modified",
             current.revision
         ));
     }

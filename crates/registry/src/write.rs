@@ -334,6 +334,7 @@ impl Registry {
                 .validate(&object)
                 .unwrap_or_else(|| schema::required::missing(def.schema, def.ty, &object)),
         );
+        add_declared(&mut errors, validate::rules::check(def, &object));
         let name = meta_text(&object, "name").to_owned();
         if !errors.is_empty() {
             let shown = if name.is_empty() { meta_text(&object, "generateName") } else { &name };
@@ -636,6 +637,8 @@ impl Registry {
                         .validate(new)
                         .unwrap_or_else(|| schema::required::missing(def.schema, def.ty, new)),
                 );
+                add_declared(&mut errors, validate::rules::check(def, new));
+                errors.extend(validate::rules::check_change(def, new, old));
                 errors.extend(def.strategy.validate_update(target.subresource, new, old));
             }
         }
@@ -650,6 +653,15 @@ impl Registry {
             apply::track_update(def.schema, def.ty, Some(old), new, &writer);
         }
         Ok(reservation)
+    }
+}
+
+/// Adds the errors of declared rules where nothing else was found wrong with their field.
+fn add_declared(errors: &mut Vec<FieldError>, declared: Vec<FieldError>) {
+    for error in declared {
+        if !errors.iter().any(|e| e.field == error.field && e.reason == error.reason) {
+            errors.push(error);
+        }
     }
 }
 

@@ -50,11 +50,11 @@ fn bodies() -> Vec<Row> {
         Row("POST", MAPS, JSON, text(r#"{"metadata":{}}"#), 422, "name or generateName is required"),
         Row("POST", MAPS, JSON, b"{\"metadata\":{\"name\":\"x\"},\"data\":{\"a\":\"\xff\xfe\"}}".to_vec(), 400, ""),
         Row("POST", MAPS, JSON, map(&format!(",\"data\":{}", deep(20_000))), 400, ""),
-        Row("POST", MAPS, JSON, text(deep(200_000)), 400, ""),
+        Row("POST", MAPS, JSON, text(deep(200_000)), 422, "name or generateName is required"),
         Row("POST", MAPS, JSON, vec![b' '; 3 * 1024 * 1024 + 1], 413, "Request entity too large: limit is 3145728"),
         Row("POST", MAPS, "application/xml", text("<a/>"), 415, "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"),
         Row("POST", MAPS, "application/yaml", text("a: [1"), 400, ""),
-        Row("POST", MAPS, "application/yaml", text(format!("a: &a [x]\n{}", (0..40).map(|i| format!("b{i}: &b{i} [{}]\n", ["*a"; 9].join(","))).collect::<String>())), 400, ""),
+        Row("POST", MAPS, "application/yaml", text(format!("a: &a [x]\n{}", (0..40).map(|i| format!("b{i}: &b{i} [{}]\n", [format!("*{}", if i == 0 { "a".to_owned() } else { format!("b{}", i - 1) }).as_str(); 9].join(","))).collect::<String>())), 400, ""),
         Row("POST", MAPS, PROTOBUF, text("{}"), 400, ""),
         Row("POST", MAPS, PROTOBUF, b"k8s\0\x0a\xff\xff\xff\xff\x0f".to_vec(), 400, ""),
         Row("POST", MAPS, PROTOBUF, [b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x03".as_slice(), &[0x0a, 0xff, 1]].concat(), 400, ""),
@@ -75,7 +75,8 @@ fn with_query(query: &str) -> &'static str {
 
 fn patches() -> Vec<Row> {
     let operations = |n: usize| format!("[{}]", vec![r#"{"op":"test","path":"/kind","value":"ConfigMap"}"#; n].join(","));
-    let doubling = format!("[{}]", vec![r#"{"op":"copy","from":"/data","path":"/data/x"}"#; 60].join(","));
+    let copies = vec![r#"{"op":"copy","from":"/data/x","path":"/data/x/-"}"#; 60].join(",");
+    let doubling = format!(r#"[{{"op":"add","path":"/data/x","value":["{}"]}},{copies}]"#, "y".repeat(1000));
     vec![
         Row("PATCH", ONE, JSON, text("{}"), 415, "accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"),
         Row("PATCH", ONE, JSON_PATCH, text("{}"), 400, ""),
