@@ -241,7 +241,11 @@ impl Server {
             Err(status) => return body::failure(&status),
         };
         let answered = if info.is_resource {
-            self.resource(request, info, query, &user).await
+            let answered = self.resource(request, info, query, &user).await;
+            answered.map(|mut answer| {
+                body::warn(&mut answer, &deprecation(info));
+                answer
+            })
         } else {
             crate::endpoints::serve(self, &request, query)
         };
@@ -322,6 +326,23 @@ impl Server {
             _ => Err(method_not_allowed(def)),
         }
     }
+}
+
+/// Resources that are served for old clients only: group, version, resource, and what clients are told.
+const DEPRECATED: [(&str, &str, &str, &str); 2] = [
+    ("", "v1", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    (
+        "",
+        "v1",
+        "endpoints",
+        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+    ),
+];
+
+fn deprecation(info: &RequestInfo) -> Vec<String> {
+    let asked = (&*info.group, &*info.version, &*info.resource);
+    let found = DEPRECATED.iter().filter(|(g, v, r, _)| (*g, *v, *r) == asked);
+    found.map(|(.., text)| (*text).to_owned()).collect()
 }
 
 /// 405 for a method that a resource does not have.

@@ -335,6 +335,7 @@ impl Registry {
                 .unwrap_or_else(|| schema::required::missing(def.schema, def.ty, &object)),
         );
         add_declared(&mut errors, validate::rules::check(def, &object));
+        errors.extend(def.strategy.validate_also(&object));
         let name = meta_text(&object, "name").to_owned();
         if !errors.is_empty() {
             let shown = if name.is_empty() { meta_text(&object, "generateName") } else { &name };
@@ -638,6 +639,7 @@ impl Registry {
                         .unwrap_or_else(|| schema::required::missing(def.schema, def.ty, new)),
                 );
                 add_declared(&mut errors, validate::rules::check(def, new));
+                errors.extend(def.strategy.validate_also(new));
                 errors.extend(validate::rules::check_change(def, new, old));
                 errors.extend(def.strategy.validate_update(target.subresource, new, old));
             }
@@ -658,8 +660,9 @@ impl Registry {
 
 /// Adds the errors of declared rules where nothing else was found wrong with their field.
 fn add_declared(errors: &mut Vec<FieldError>, declared: Vec<FieldError>) {
+    let known = errors.len();
     for error in declared {
-        if !errors.iter().any(|e| e.field == error.field && e.reason == error.reason) {
+        if !errors[..known].iter().any(|e| e.field == error.field && e.reason == error.reason) {
             errors.push(error);
         }
     }

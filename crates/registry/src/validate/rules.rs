@@ -180,7 +180,7 @@ fn presence(rule: &Rule, value: &Value, place: &str) -> Option<FieldError> {
         return None;
     }
     let there = |m: &&str| match rule.name {
-        "some-of" => value.get(*m).is_some_and(|v| !is_empty(v)),
+        "some-of" => value.get(*m).is_some_and(|v| v.is_object() || !is_empty(v)),
         // An empty selector is a selector.
         _ => value.get(*m).is_some_and(|v| !v.is_null() && v != "" && v != 0),
     };
