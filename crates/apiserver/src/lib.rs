@@ -25,6 +25,7 @@ pub mod reviews;
 pub mod serve;
 pub mod server;
 pub mod subresource;
+pub mod transcode;
 pub mod verbs;
 pub mod watch;
 pub mod webhook;

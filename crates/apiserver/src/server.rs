@@ -150,10 +150,12 @@ impl Server {
     async fn chain(&self, mut request: Request<Body>) -> (RequestInfo, Answer) {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = parse(request.method(), request.uri().path(), &query);
+        let form = crate::transcode::Form::of(&request, &query);
         let answer = match self.authenticate(&mut request) {
             Ok(user) => self.authorized(request, &info, &query, user).await,
             Err(status) => body::failure(&status),
         };
+        let answer = crate::transcode::finish(answer, form).await;
         (info, answer)
     }
 
@@ -246,7 +248,11 @@ impl Server {
             Err(status) => return body::failure(&status),
         };
         let answered = if info.is_resource {
-            self.resource(request, info, query, &user).await
+            let answered = self.resource(request, info, query, &user).await;
+            answered.map(|mut answer| {
+                body::warn(&mut answer, &deprecation(info));
+                answer
+            })
         } else {
             crate::endpoints::serve(self, &request, query)
         };
@@ -297,11 +303,18 @@ impl Server {
             "update" => "put",
             verb => verb,
         };
-        if !def.serves(method) {
+        // Collections and objects have methods of their own; a watch or list may be about one name.
+        let misplaced = match info.verb {
+            "create" => !info.name.is_empty(),
+            "get" | "update" | "patch" | "delete" => info.name.is_empty(),
+            _ => false,
+        };
+        if misplaced || !def.serves(method) {
             return Err(method_not_allowed(def));
         }
         let (parts, body) = request.into_parts();
         let call = Call { info, query, headers: &parts.headers, user, def };
+        call.wanted()?;
         match info.verb {
             "get" if !def.is_stored() => crate::reviews::component_status(&info.name),
             "list" if !def.is_stored() => Ok(crate::reviews::component_statuses()),
@@ -320,6 +333,23 @@ impl Server {
             _ => Err(method_not_allowed(def)),
         }
     }
+}
+
+/// Resources that are served for old clients only: group, version, resource, and what clients are told.
+const DEPRECATED: [(&str, &str, &str, &str); 2] = [
+    ("", "v1", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    (
+        "",
+        "v1",
+        "endpoints",
+        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+    ),
+];
+
+fn deprecation(info: &RequestInfo) -> Vec<String> {
+    let asked = (&*info.group, &*info.version, &*info.resource);
+    let found = DEPRECATED.iter().filter(|(g, v, r, _)| (*g, *v, *r) == asked);
+    found.map(|(.., text)| (*text).to_owned()).collect()
 }
 
 /// 405 for a method that a resource does not have.

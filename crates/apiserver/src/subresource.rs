@@ -398,9 +398,8 @@ async fn scale(server: &Server, call: &Call<'_>, method: &str, body: bytes::Byte
             "application/apply-patch+yaml" => {
                 meta::patch::merge_patch(&mut scale, &negotiate::yaml_to_json(&body)?)?
             }
-            other => {
+            _ => {
                 return Err(negotiate::unsupported(
-                    other,
                     &["application/json-patch+json", "application/merge-patch+json"],
                 ));
             }

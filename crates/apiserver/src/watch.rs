@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::body::{Answer, BoxError};
-use crate::negotiate::{self, Shape};
+use crate::negotiate::{Media, Shape};
 use crate::server::Server;
 use crate::verbs::Call;
 
@@ -38,6 +38,7 @@ struct Stream {
     next_bookmark: Instant,
     deadline: Instant,
     shape: Shape,
+    media: Media,
     include: IncludeObject,
     table: Arc<ResourceTable>,
     gvr: (Box<str>, Box<str>, Box<str>),
@@ -50,10 +51,24 @@ impl Stream {
         self.table.find(&self.gvr.0, &self.gvr.1, &self.gvr.2)
     }
 
+    /// One event in the form of this stream.
+    fn frame(&self, event: &str, object: &[u8]) -> Bytes {
+        match self.media {
+            Media::Protobuf => {
+                let object = crate::transcode::protobuf(object).unwrap_or_default();
+                schema::encode::watch_frame(event, &object).into()
+            }
+            _ => watch_frame(event, object),
+        }
+    }
+
     fn frame_of(&mut self, seen: &Seen) -> Bytes {
         let converts = self.def().is_some_and(|d| d.stored_as.is_some());
         if self.shape == Shape::Object && !converts {
-            return seen.frame();
+            return match self.media {
+                Media::Protobuf => seen.encoded(|| self.frame(seen.change.as_str(), &seen.event.object.bytes)),
+                _ => seen.frame(),
+            };
         }
         let (change, object) = (seen.change, seen.event.object.clone());
         self.shaped(change, &object)
@@ -62,7 +77,7 @@ impl Stream {
     fn added(&mut self, object: &Object) -> Bytes {
         let converts = self.def().is_some_and(|d| d.stored_as.is_some());
         if self.shape == Shape::Object && !converts {
-            return watch_frame(Change::Added.as_str(), &object.bytes);
+            return self.frame(Change::Added.as_str(), &object.bytes);
         }
         self.shaped(Change::Added, object)
     }
@@ -79,10 +94,10 @@ impl Stream {
             Shape::Partial => table::partial(object.to_value()),
             _ => {
                 let bytes = registry::convert::bytes_from_storage(&def, object.bytes.clone());
-                return watch_frame(change.as_str(), &bytes);
+                return self.frame(change.as_str(), &bytes);
             }
         };
-        watch_frame(change.as_str(), value.to_string().as_bytes())
+        self.frame(change.as_str(), value.to_string().as_bytes())
     }
 
     fn bookmark(&self, revision: u64, end_of_initial: bool) -> Bytes {
@@ -102,7 +117,7 @@ impl Stream {
             }
             _ => json!({"kind": &*def.kind, "apiVersion": def.api_version(), "metadata": metadata}),
         };
-        watch_frame("BOOKMARK", value.to_string().as_bytes())
+        self.frame("BOOKMARK", value.to_string().as_bytes())
     }
 
     /// The next piece of the stream; `None` ends it.
@@ -166,7 +181,7 @@ impl Server {
         let options = call.list_options()?;
         let def = call.def;
         let namespace = if def.namespaced { call.info.namespace.as_str() } else { "" };
-        let shape = negotiate::accept(call.headers)?;
+        let wanted = call.wanted()?;
         let mut watch = self.registry.watch(def, namespace, &call.info.name, &options).await?;
         let seconds = match call.query.get("timeoutSeconds").parse::<u64>() {
             Ok(n) if n > 0 => n,
@@ -180,7 +195,8 @@ impl Server {
             next_bookmark: now + BOOKMARK_EVERY,
             deadline: now + Duration::from_secs(seconds),
             watch,
-            shape,
+            shape: wanted.shape,
+            media: wanted.media,
             include: call.include(),
             table: self.registry.table(),
             gvr: (def.group.clone(), def.version.clone(), def.resource.clone()),
@@ -192,8 +208,11 @@ impl Server {
             Some((Ok::<_, BoxError>(Frame::data(bytes)), stream))
         });
         let mut answer = http::Response::new(StreamBody::new(frames).boxed_unsync());
-        let json = http::HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
+        let content_type = http::HeaderValue::from_static(match wanted.media {
+            Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            _ => "application/json",
+        });
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
         Ok(answer)
     }
 }

@@ -6,6 +6,7 @@
 mod config;
 mod job;
 mod namespace;
+mod platform;
 mod pod;
 mod rbac;
 mod service;
@@ -87,6 +88,11 @@ pub trait Strategy: Sync {
         None
     }
 
+    /// Rules between fields, beside structural validation and the declared rules.
+    fn validate_also(&self, _object: &Object) -> Vec<FieldError> {
+        Vec::new()
+    }
+
     /// Every rule the change breaks.
     fn validate_update(&self, _subresource: &str, _new: &Object, _old: &Object) -> Vec<FieldError> {
         Vec::new()
@@ -151,6 +157,11 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("", "Event") | ("events.k8s.io", "Event") => &config::Event,
         ("coordination.k8s.io", "Lease") => &config::Lease,
         ("discovery.k8s.io", "EndpointSlice") => &config::EndpointSlice,
+        ("scheduling.k8s.io", "PriorityClass") => &platform::PriorityClass,
+        ("autoscaling", "HorizontalPodAutoscaler") => &platform::Autoscaler,
+        ("certificates.k8s.io", "CertificateSigningRequest") => &platform::SigningRequest,
+        ("apiregistration.k8s.io", "APIService") => &platform::RegisteredApi,
+        ("networking.k8s.io", "Ingress") => &platform::Ingress,
         ("", "Endpoints") | ("", "LimitRange") => &Upsert,
         ("", "PersistentVolume") => &storage::Volume,
         ("", "PersistentVolumeClaim") => &storage::Claim,
