@@ -176,7 +176,9 @@ impl<'a> Builder<'a> {
             Shape::IntOrString => self.refer(INT_OR_STRING),
             Shape::Time => self.refer(TIME),
             Shape::MicroTime => self.refer(MICRO_TIME),
-            Shape::Any | Shape::Free => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+            Shape::Any | Shape::Free => {
+                json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+            }
             Shape::List { item, .. } => json!({"type": "array", "items": self.of_type(*item)}),
             Shape::Map { item, .. } => json!({"type": "object", "additionalProperties": self.of_type(*item)}),
             Shape::Struct(at) => {
