@@ -273,7 +273,7 @@ impl Server {
         match deleted {
             registry::delete::Deleted::Pending(bytes) => self.object_answer(call, 200, bytes),
             // Upstream answers with the object for these kinds and with a Status for the rest.
-            registry::delete::Deleted::Gone(bytes) if returns_object(call.def) => {
+            registry::delete::Deleted::Gone(bytes) if call.def.returns_deleted() => {
                 self.object_answer(call, 200, bytes)
             }
             registry::delete::Deleted::Gone(bytes) => {
@@ -294,23 +294,6 @@ impl Server {
             self.registry.delete_collection(call.target(), &list, &delete, &options, &admission).await?;
         self.list_answer(call, &deleted).await
     }
-}
-
-fn returns_object(def: &ResourceDef) -> bool {
-    matches!(
-        &*def.resource,
-        "pods"
-            | "services"
-            | "serviceaccounts"
-            | "persistentvolumes"
-            | "persistentvolumeclaims"
-            | "podtemplates"
-            | "resourcequotas"
-            | "storageclasses"
-            | "csinodes"
-            | "csidrivers"
-            | "volumeattachments"
-    )
 }
 
 /// The Status of a deletion that is complete.

@@ -18,6 +18,7 @@ pub mod error;
 pub mod jsonpath;
 pub mod read;
 pub mod resource;
+pub mod runtime;
 pub mod strategy;
 pub mod table;
 pub mod validate;
@@ -36,6 +37,7 @@ pub use cache::{Cacher, Change, Filter, Reader, Seen};
 pub use delete::DeleteOptions;
 pub use read::{List, ListOptions};
 pub use resource::{ResourceDef, ResourceTable, Subresource};
+pub use runtime::{RuntimeConfig, RuntimeConfigError};
 pub use write::{FieldValidation, Patch, Target, WriteOptions, Written};
 
 /// The server's state and the verbs over it.
@@ -57,6 +59,9 @@ pub enum StartError {
     /// The built-in table is damaged.
     #[error(transparent)]
     Table(#[from] resource::TableError),
+    /// What is to be served cannot be understood.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeConfigError),
     /// The service address range cannot be used.
     #[error(transparent)]
     Range(#[from] allocate::RangeError),
@@ -69,6 +74,8 @@ pub struct Config {
     pub service_cidr: String,
     /// Range of node ports, inclusive.
     pub node_ports: std::ops::RangeInclusive<u16>,
+    /// Which versions of the API are served.
+    pub runtime: RuntimeConfig,
 }
 
 impl Registry {
@@ -85,6 +92,8 @@ impl Registry {
             .map(|r| (r.storage_prefix(), r.selectable.clone()))
             .collect();
         let cacher = Cacher::start(store.clone(), selectable).await?;
+        // Kept objects are cached in every case: a version that is off today may be on tomorrow.
+        let table = table.served(&config.runtime)?;
         let allocators =
             Arc::new(allocate::Allocators::new(&config.service_cidr, config.node_ports.clone())?);
         if let Some(services) = table.find("", "v1", "services") {

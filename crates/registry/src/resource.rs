@@ -9,6 +9,7 @@ use schema::{Schema, TypeId};
 
 use crate::columns::{self, Column};
 use crate::custom::Custom;
+use crate::runtime::{RuntimeConfig, RuntimeConfigError};
 use crate::strategy::{self, StrategyRef};
 
 /// One subresource of a resource.
@@ -81,6 +82,15 @@ impl ResourceDef {
         self.custom.is_some() || (self.serves("get") && self.serves("post"))
     }
 
+    /// Whether a completed deletion answers with the object instead of a Status.
+    pub fn returns_deleted(&self) -> bool {
+        match &*self.group {
+            "" => RETURNED_CORE.contains(&&*self.resource),
+            "storage.k8s.io" => &*self.resource != "csistoragecapacities",
+            group => group == "resource.k8s.io",
+        }
+    }
+
     /// Whether an HTTP method (or `list`, `deletecollection`) is served.
     pub fn serves(&self, method: &str) -> bool {
         self.methods.iter().any(|m| &**m == method)
@@ -119,6 +129,17 @@ impl ResourceDef {
         key
     }
 }
+
+/// Resources of the core group whose deletion answers with the object.
+const RETURNED_CORE: [&str; 7] = [
+    "persistentvolumeclaims",
+    "persistentvolumes",
+    "pods",
+    "podtemplates",
+    "resourcequotas",
+    "serviceaccounts",
+    "services",
+];
 
 /// Prefix of all keys of objects.
 pub const ROOT: &str = "/registry/";
@@ -171,6 +192,18 @@ impl ResourceTable {
     /// The built-in resources.
     pub fn builtin() -> Result<ResourceTable, TableError> {
         Self::parse(include_str!("../data/resources.txt"))
+    }
+
+    /// The rows that are served under a configuration.
+    pub fn served(&self, config: &RuntimeConfig) -> Result<ResourceTable, RuntimeConfigError> {
+        config.check(self.rows.iter().map(|r| &*r.group))?;
+        let mut table = ResourceTable::default();
+        for row in self.rows.iter().filter(|r| config.serves(r)) {
+            let key = (row.group.clone(), row.version.clone(), row.resource.clone());
+            table.by_name.insert(key, table.rows.len());
+            table.rows.push(row.clone());
+        }
+        Ok(table)
     }
 
     /// Rows in order: groups and versions by preference, then resources by name.

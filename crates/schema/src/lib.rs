@@ -14,5 +14,6 @@ pub mod strategic;
 pub mod structural;
 pub mod time;
 pub mod types;
+pub mod wire;
 
 pub use types::{Schema, Shape, TypeId};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use client::{Client, DeleteParams, Kubeconfig, List, ListParams, Patch, WatchParams, WatchStream};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::{image, kinds::gvr};
@@ -22,6 +23,7 @@ pub struct Cluster {
     runtime: tokio::runtime::Runtime,
     client: Client,
     port: u16,
+    arguments: Vec<String>,
     namespaces: AtomicU32,
 }
 
@@ -31,6 +33,14 @@ impl Cluster {
     /// # Errors
     /// When not root, when the binary is missing, or when no node gets ready.
     pub fn start() -> anyhow::Result<Cluster> {
+        Self::start_with(&[])
+    }
+
+    /// The same with further arguments of `ferry up`.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with(arguments: &[&str]) -> anyhow::Result<Cluster> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "clusters are made of namespaces and mounts: run the tests as root"
@@ -43,12 +53,14 @@ impl Cluster {
         image::write_busybox(&archive)?;
         let data = directory.path().join("data");
         let log = directory.path().join("log");
-        let (process, port) = launch(&data, &log, 0)?;
+        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let (process, port) = launch(&data, &log, 0, &arguments)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let client = runtime
             .block_on(async { Kubeconfig::client(&data.join("admin.kubeconfig"), None, "testkit") })?;
         let namespaces = AtomicU32::new(0);
-        let cluster = Cluster { directory, process: Some(process), runtime, client, port, namespaces };
+        let cluster =
+            Cluster { directory, process: Some(process), runtime, client, port, arguments, namespaces };
         // From here on the cluster is stopped by its drop, whatever fails.
         succeed(
             Command::new(binary()?).args(["image", "import"]).arg(&archive).arg("--data-dir").arg(&data),
@@ -81,7 +93,8 @@ impl Cluster {
             process.kill()?;
             process.wait()?;
         }
-        let (process, _) = launch(&self.data(), &self.directory.path().join("log"), self.port)?;
+        let log = self.directory.path().join("log");
+        let (process, _) = launch(&self.data(), &log, self.port, &self.arguments)?;
         self.process = Some(process);
         self.nodes_ready()
     }
@@ -145,11 +158,12 @@ fn binary() -> anyhow::Result<PathBuf> {
 }
 
 /// Starts `ferry up` and waits until it says that its API and its node agent run; answers its port.
-fn launch(data: &Path, log: &Path, port: u16) -> anyhow::Result<(Child, u16)> {
+fn launch(data: &Path, log: &Path, port: u16, arguments: &[String]) -> anyhow::Result<(Child, u16)> {
     let log_file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
     let mut process = Command::new(binary()?)
         .args(["up", "--https-port", &port.to_string(), "--data-dir"])
         .arg(data)
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log_file)
@@ -349,6 +363,40 @@ impl Scope<'_> {
         let body = bytes::Bytes::from(body.to_string());
         let answer = c.runtime.block_on(c.client.write_bytes(method, path, body))?;
         Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// Any request with any headers; answers code, headers and the body, or what of it arrived within `wait`.
+    pub fn raw(
+        &self,
+        method: http::Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<bytes::Bytes>,
+        wait: Duration,
+    ) -> anyhow::Result<(u16, http::HeaderMap, Vec<u8>)> {
+        let c = self.cluster;
+        let mut request = http::Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body.into())?;
+        c.runtime.block_on(async {
+            let answer = tokio::time::timeout(WAIT_MAX, c.client.raw(request)).await??;
+            let (parts, mut body) = answer.into_parts();
+            let mut out = Vec::new();
+            let read = async {
+                while let Some(frame) = body.frame().await {
+                    if let Ok(data) = frame.map_err(|e| anyhow::anyhow!("{e}"))?.into_data() {
+                        out.extend_from_slice(&data);
+                    }
+                }
+                anyhow::Ok(())
+            };
+            if let Ok(read) = tokio::time::timeout(wait, read).await {
+                read?;
+            }
+            Ok((parts.status.as_u16(), parts.headers, out))
+        })
     }
 
     /// Waits until an object is in some state; `what` says which, for the message. An empty name means any.

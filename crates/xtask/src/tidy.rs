@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("schema", &["meta"]),
     ("api", &["meta"]),
     ("store", &["stdx"]),
+    ("encryption", &["stdx", "store"]),
     ("registry", &["stdx", "meta", "schema", "store"]),
     ("auth", &["stdx", "meta"]),
     ("admission", &["meta", "schema"]),
