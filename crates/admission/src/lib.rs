@@ -9,8 +9,11 @@ pub mod dynamic;
 mod limit_ranger;
 mod namespace;
 mod node;
+mod pod_security;
 mod priority;
+mod runtime_class;
 mod service_account;
+mod storage;
 mod tolerations;
 
 use meta::{Status, UserInfo};
@@ -43,7 +46,12 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// Whether this creates a pod.
     pub fn creates_pod(&self) -> bool {
-        (self.group, self.resource, self.subresource, self.operation) == ("", "pods", "", "CREATE")
+        self.creates("", "pods")
+    }
+
+    /// Whether this creates an object of a resource.
+    pub fn creates(&self, group: &str, resource: &str) -> bool {
+        (self.group, self.resource, self.subresource, self.operation) == (group, resource, "", "CREATE")
     }
 
     /// 403 in the name of this request.
@@ -86,6 +94,10 @@ pub trait Plugin: Sync {
     ) -> Result<(), Status> {
         Ok(())
     }
+    /// What the client should know of a request that is admitted.
+    fn warnings(&self, _: &Request<'_>, _: &Object, _: Option<&Object>, _: &dyn Cluster) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The chain.
@@ -94,8 +106,14 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &limit_ranger::LimitRanger,
     &node::TaintByCondition,
     &service_account::Accounts,
+    &pod_security::PodSecurity,
     &priority::Priority,
     &tolerations::DefaultSeconds,
+    &storage::DefaultStorageClass,
+    &storage::InUseProtection,
+    &storage::ClaimResize,
+    &runtime_class::RuntimeClass,
+    &storage::DefaultIngressClass,
 ];
 
 /// Runs the changing half of the chain.
@@ -116,6 +134,16 @@ pub fn validate(
     cluster: &dyn Cluster,
 ) -> Result<(), Status> {
     PLUGINS.iter().try_for_each(|p| p.validate(request, object, old, cluster))
+}
+
+/// What the chain has to say of a request that is admitted.
+pub fn warnings(
+    request: &Request<'_>,
+    object: &Object,
+    old: Option<&Object>,
+    cluster: &dyn Cluster,
+) -> Vec<String> {
+    PLUGINS.iter().flat_map(|p| p.warnings(request, object, old, cluster)).collect()
 }
 
 /// The object under a key, made if absent.

@@ -6,6 +6,8 @@ use meta::Status;
 use registry::admit::{Admit, Attributes};
 use serde_json::{Map, Value};
 
+use admission::dynamic::policy::Report;
+
 use crate::dynamic::{self, Collected};
 use crate::server::Server;
 
@@ -96,6 +98,10 @@ impl Admit for Admission {
     ) -> Result<(), Status> {
         admission::validate(&request(attributes), object, old, &Objects(&self.0))?;
         self.restrict_node(attributes, object, old)?;
+        if let Some(object) = object {
+            let warnings = admission::warnings(&request(attributes), object, old, &Objects(&self.0));
+            self.1.add(Report { warnings, ..Default::default() });
+        }
         dynamic::validate(&self.0, attributes, None, object, old, &self.1).await?;
         crate::quota::charge(&self.0, attributes, object, old).await
     }

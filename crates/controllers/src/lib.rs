@@ -21,6 +21,7 @@ pub mod nodelifecycle;
 mod owners;
 pub mod podgc;
 mod pods;
+pub mod protection;
 pub mod replicaset;
 pub mod resourcequota;
 pub mod root_ca;
@@ -48,6 +49,8 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         namespace::descriptor(),
         nodelifecycle::descriptor(),
         podgc::descriptor(),
+        protection::claims_descriptor(),
+        protection::volumes_descriptor(),
         replicaset::descriptor(),
         replicaset::replication_controller_descriptor(),
         resourcequota::descriptor(),

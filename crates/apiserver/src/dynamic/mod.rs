@@ -90,7 +90,7 @@ pub struct Collected(Mutex<Report>);
 const WARNINGS_MAX: usize = 64;
 
 impl Collected {
-    fn add(&self, report: Report) {
+    pub(crate) fn add(&self, report: Report) {
         let mut all = self.0.lock();
         for warning in report.warnings {
             // An update that is tried again asks again.
