@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** knows nothing of the registry or of HTTP.
 
+mod configuration;
 pub mod dynamic;
 mod namespace;
 mod node;
@@ -92,6 +93,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &service_account::Accounts,
     &priority::Priority,
     &tolerations::DefaultSeconds,
+    &configuration::Rules,
 ];
 
 /// Runs the changing half of the chain.
