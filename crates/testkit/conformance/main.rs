@@ -1,5 +1,6 @@
 //! Official conformance cases, ported under their official names, against one real cluster.
 
+mod admission;
 mod api;
 mod cli;
 mod network;
@@ -7,6 +8,7 @@ mod node;
 mod storage;
 
 fn main() -> std::process::ExitCode {
-    let groups = [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases()];
+    let groups =
+        [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases(), admission::cases()];
     testkit::runner::main(&groups.concat())
 }
