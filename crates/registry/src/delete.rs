@@ -131,7 +131,8 @@ impl Registry {
                 user: options.user,
                 dry_run: options.dry_run,
             };
-            admit.validate(&attributes, None, Some(&old)).await?;
+            let shown_old = crate::convert::from_storage(def, old.clone());
+            admit.validate(&attributes, None, Some(&shown_old)).await?;
             let mut next = old.clone();
             self.begin_deletion(&target, delete, &mut next);
             let shown = |object: &Map<String, Value>, revision| {

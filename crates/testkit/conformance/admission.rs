@@ -73,7 +73,7 @@ fn config(name: &str) -> Value {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
-    [calls(), configurations(), policies()].concat()
+    [calls(), limits(), configurations(), policies(), operations()].concat()
 }
 
 const DENY: Handler = |request| {
@@ -163,6 +163,11 @@ fn calls() -> Vec<Case> {
                 clean(s, "mutatingwebhookconfigurations")
             },
         },
+    ]
+}
+
+fn limits() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-api-machinery] AdmissionWebhook [Privileged:ClusterAdmin] should unconditionally reject operations on fail closed webhook [Conformance]",
             run: |s| {
@@ -473,6 +478,109 @@ fn policies() -> Vec<Case> {
                     "{made}"
                 );
                 Ok(())
+            },
+        },
+    ]
+}
+
+/// Every verb on one kind: discovery, create, get, list, watch, patch, update, delete, delete of a collection.
+fn every_verb(
+    s: &Scope<'_>,
+    resource: &str,
+    make: &dyn Fn(&str) -> anyhow::Result<Value>,
+) -> anyhow::Result<()> {
+    let found = s.path(API)?;
+    let resources = found["resources"].as_array().context("no resources")?;
+    ensure!(resources.iter().any(|r| r["name"] == resource), "{resource} is missing");
+    let path = format!("{API}/{resource}");
+    let selected = format!("{path}?labelSelector=case%3D{}", s.namespace);
+    let first = make("a")?;
+    let name = first["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let one = format!("{path}/{name}");
+    ensure!(s.path(&one)?["metadata"]["uid"] == first["metadata"]["uid"]);
+    let version = s.path(&selected)?["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+    let patch = json!({"metadata": {"annotations": {"patched": "true"}}}).to_string();
+    let headers = [("content-type", "application/merge-patch+json")];
+    let wait = std::time::Duration::from_secs(5);
+    let (code, _, body) = s.raw(Method::PATCH, &one, &headers, patch, wait)?;
+    ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
+    let mut patched = s.path(&one)?;
+    ensure!(patched["metadata"]["annotations"]["patched"] == "true", "{patched}");
+    patched["metadata"]["annotations"]["updated"] = "true".into();
+    let updated = s.send(Method::PUT, &one, &patched)?;
+    ensure!(updated["metadata"]["annotations"]["updated"] == "true", "{updated}");
+    s.send(Method::DELETE, &one, &json!({}))?;
+    refused(s.path(&one), "not found")?;
+    let watch = format!("{selected}&watch=true&timeoutSeconds=1&resourceVersion={version}");
+    let (_, _, events) = s.raw(Method::GET, &watch, &[], "", wait)?;
+    let events = String::from_utf8_lossy(&events).into_owned();
+    for kind in ["MODIFIED", "DELETED"] {
+        ensure!(events.contains(&format!("\"type\":\"{kind}\"")), "no {kind} in {events}");
+    }
+    make("b")?;
+    make("c")?;
+    ensure!(s.path(&selected)?["items"].as_array().is_some_and(|l| l.len() == 2));
+    s.send(Method::DELETE, &selected, &json!({}))?;
+    ensure!(s.path(&selected)?["items"].as_array().is_some_and(Vec::is_empty));
+    Ok(())
+}
+
+fn operations() -> Vec<Case> {
+    fn object(s: &Scope<'_>, name: &str, spec: Value) -> Value {
+        let metadata = json!({"name": format!("{}-{name}", s.namespace), "labels": {"case": s.namespace}});
+        json!({"metadata": metadata, "spec": spec})
+    }
+    fn constraints() -> Value {
+        // No such resource exists: these policies must not meet other cases.
+        json!({"resourceRules": [rule("example.com", "nothings", &["CREATE"])]})
+    }
+    vec![
+        Case {
+            name: "[sig-api-machinery] ValidatingAdmissionPolicy [Privileged:ClusterAdmin] should support ValidatingAdmissionPolicy API operations [Conformance]",
+            run: |s| {
+                let spec =
+                    json!({"matchConstraints": constraints(), "validations": [{"expression": "true"}]});
+                let (resource, kind) = ("validatingadmissionpolicies", "ValidatingAdmissionPolicy");
+                let made = post(s, resource, kind, object(s, "status", spec.clone()))?;
+                let path =
+                    format!("{API}/{resource}/{}", made["metadata"]["name"].as_str().unwrap_or_default());
+                let condition = json!({"type": "Seen", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+                let status = json!({"status": {"conditions": [condition]}}).to_string();
+                let headers = [("content-type", "application/merge-patch+json")];
+                let wait = std::time::Duration::from_secs(5);
+                let (code, _, body) =
+                    s.raw(Method::PATCH, &format!("{path}/status"), &headers, status, wait)?;
+                ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
+                ensure!(s.path(&path)?["status"]["conditions"][0]["type"] == "Seen");
+                clean(s, resource)?;
+                every_verb(s, resource, &|n| post(s, resource, kind, object(s, n, spec.clone())))
+            },
+        },
+        Case {
+            name: "[sig-api-machinery] ValidatingAdmissionPolicy [Privileged:ClusterAdmin] should support ValidatingAdmissionPolicyBinding API operations [Conformance]",
+            run: |s| {
+                let spec = json!({"policyName": "nothing", "validationActions": ["Deny"]});
+                let (resource, kind) =
+                    ("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding");
+                every_verb(s, resource, &|n| post(s, resource, kind, object(s, n, spec.clone())))
+            },
+        },
+        Case {
+            name: "[sig-api-machinery] MutatingAdmissionPolicy [Privileged:ClusterAdmin] should support MutatingAdmissionPolicy API operations [Conformance]",
+            run: |s| {
+                let mutation = json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}});
+                let spec = json!({"matchConstraints": constraints(), "mutations": [mutation], "reinvocationPolicy": "Never"});
+                let (resource, kind) = ("mutatingadmissionpolicies", "MutatingAdmissionPolicy");
+                every_verb(s, resource, &|n| post(s, resource, kind, object(s, n, spec.clone())))
+            },
+        },
+        Case {
+            name: "[sig-api-machinery] MutatingAdmissionPolicy [Privileged:ClusterAdmin] should support MutatingAdmissionPolicyBinding API operations [Conformance]",
+            run: |s| {
+                let (resource, kind) = ("mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding");
+                every_verb(s, resource, &|n| {
+                    post(s, resource, kind, object(s, n, json!({"policyName": "nothing"})))
+                })
             },
         },
     ]

@@ -99,6 +99,14 @@ impl<'a> View<'a> {
         old: Option<&Map<String, Value>>,
     ) -> Versioned {
         let to = self.def(resource);
+        if self.is_scale() {
+            let scale = |o: &Map<String, Value>| match crate::subresource::scale_of(&Value::Object(o.clone()))
+            {
+                Value::Object(map) => map,
+                _ => Map::new(),
+            };
+            return (object.map(scale), old.map(scale));
+        }
         let convert =
             |o: &Map<String, Value>| match std::ptr::eq(to, self.attributes.def) || self.kind.is_some() {
                 true => o.clone(),
@@ -108,7 +116,7 @@ impl<'a> View<'a> {
                 }
             };
         let mut shown = (object.map(convert), old.map(convert));
-        // Webhooks never see who owns which fields of what is being deleted differently; the type is always there.
+        // Those who are asked can rely on the type being there.
         for o in [&mut shown.0, &mut shown.1].into_iter().flatten() {
             if self.kind.is_none() {
                 o.insert("apiVersion".into(), to.api_version().into());
@@ -118,8 +126,27 @@ impl<'a> View<'a> {
         shown
     }
 
-    /// An object in another version back in the request's.
-    pub fn back(&self, resource: &Resource<'_>, object: Map<String, Value>) -> Map<String, Value> {
+    /// Whether the request is about a `scale`: inside the server that is the workload itself.
+    fn is_scale(&self) -> bool {
+        self.kind == Some(("autoscaling", "v1", "Scale"))
+    }
+
+    /// An object in another version back in the request's; `before` is what it was made from.
+    pub fn back(
+        &self,
+        resource: &Resource<'_>,
+        object: Map<String, Value>,
+        before: &Map<String, Value>,
+    ) -> Map<String, Value> {
+        if self.is_scale() {
+            let mut out = Value::Object(before.clone());
+            let replicas = object.get("spec").and_then(|s| s.get("replicas")).cloned();
+            out["spec"]["replicas"] = replicas.unwrap_or_else(|| 0.into());
+            return match out {
+                Value::Object(map) => map,
+                _ => Map::new(),
+            };
+        }
         let from = self.def(resource);
         if std::ptr::eq(from, self.attributes.def) || self.kind.is_some() {
             return object;
