@@ -40,6 +40,15 @@ impl Admission {
 /// Looks things up in the watch cache.
 struct Objects<'a>(&'a Server);
 
+impl Objects<'_> {
+    fn snapshot(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value> {
+        let table = self.0.registry.table();
+        let Some(def) = table.find(group, "v1", resource) else { return Vec::new() };
+        let kind = self.0.registry.cacher().kind(&def.storage_prefix());
+        kind.snapshot(namespace).iter().map(|o| o.to_value()).collect()
+    }
+}
+
 impl admission::Cluster for Objects<'_> {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let table = self.0.registry.table();
@@ -48,10 +57,11 @@ impl admission::Cluster for Objects<'_> {
     }
 
     fn all(&self, group: &str, resource: &str) -> Vec<Value> {
-        let table = self.0.registry.table();
-        let Some(def) = table.find(group, "v1", resource) else { return Vec::new() };
-        let kind = self.0.registry.cacher().kind(&def.storage_prefix());
-        kind.snapshot(None).iter().map(|o| o.to_value()).collect()
+        self.snapshot(group, resource, None)
+    }
+
+    fn within(&self, group: &str, resource: &str, namespace: &str) -> Vec<Value> {
+        self.snapshot(group, resource, Some(namespace))
     }
 }
 
@@ -88,7 +98,8 @@ impl Admit for Admission {
     ) -> Result<(), Status> {
         admission::validate(&request(attributes), object, old, &Objects(&self.0))?;
         self.restrict_node(attributes, object, old)?;
-        dynamic::validate(&self.0, attributes, None, object, old, &self.1).await
+        dynamic::validate(&self.0, attributes, None, object, old, &self.1).await?;
+        crate::quota::charge(&self.0, attributes, object, old).await
     }
 }
 

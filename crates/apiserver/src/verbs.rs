@@ -2,11 +2,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
-use meta::{Object, Status, UserInfo};
+use meta::{Status, UserInfo};
 use registry::read::ListOptions;
 use registry::table::{self, IncludeObject};
 use registry::{DeleteOptions, FieldValidation, Patch, ResourceDef, Target, WriteOptions, Written};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::body::{self, Answer};
 use crate::negotiate::{self, Shape};
@@ -41,6 +41,16 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// What the client gets; refuses what this resource cannot be answered as.
+    pub fn wanted(&self) -> Result<negotiate::Wanted, Status> {
+        let offer = negotiate::Offer {
+            protobuf: self.def.schema.has_numbers(self.def.ty),
+            shapes: self.def.is_stored() || self.def.serves("list"),
+            stream: self.info.verb == "watch",
+        };
+        negotiate::wanted(self.headers, offer)
+    }
+
     fn namespace(&self) -> &'a str {
         if self.def.namespaced { &self.info.namespace } else { "" }
     }
@@ -48,13 +58,7 @@ impl<'a> Call<'a> {
     /// The options of a list or watch.
     pub fn list_options(&self) -> Result<ListOptions, Status> {
         let limit = self.query.get("limit");
-        let limit = if limit.is_empty() {
-            0
-        } else {
-            limit.parse::<i64>().map_err(|_| {
-                Status::bad_request(format!("strconv.ParseInt: parsing {limit:?}: invalid syntax"))
-            })?
-        };
+        let limit = if limit.is_empty() { 0 } else { integer(limit)? };
         Ok(ListOptions {
             label_selector: self.query.get("labelSelector").into(),
             field_selector: self.query.get("fieldSelector").into(),
@@ -72,13 +76,18 @@ impl<'a> Call<'a> {
 
     /// Parameters of a write.
     pub fn write_options(&self) -> Result<WriteOptions<'a>, Status> {
-        let dry_run = match self.query.get("dryRun") {
-            "" => false,
-            "All" => true,
-            other => {
-                let e = meta::FieldError::not_supported("dryRun", &other.into(), &["All"]);
-                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
-            }
+        let kind = match self.info.verb {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            _ => "DeleteOptions",
+        };
+        let refuse = |e: meta::FieldError| Err(Status::invalid("meta.k8s.io", kind, "", &[e]));
+        let asked: Vec<String> = self.query.all("dryRun").map(String::from).collect();
+        let dry_run = match asked.iter().all(|d| d == "All") {
+            true => !asked.is_empty(),
+            false if asked.iter().all(String::is_empty) => false,
+            false => return refuse(registry::write::dry_run_error(&asked)),
         };
         let field_validation = match self.query.get("fieldValidation") {
             "" | "Warn" => FieldValidation::Warn,
@@ -86,14 +95,16 @@ impl<'a> Call<'a> {
             "Strict" => FieldValidation::Strict,
             other => {
                 let allowed = ["", "Ignore", "Strict", "Warn"];
-                let e = meta::FieldError::not_supported("fieldValidation", &other.into(), &allowed);
-                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
+                return refuse(meta::FieldError::not_supported("fieldValidation", &other.into(), &allowed));
             }
         };
         let mut manager = self.query.get("fieldManager").to_owned();
-        if manager.len() > MANAGER_MAX || manager.chars().any(char::is_control) {
-            let e = meta::FieldError::too_long("fieldManager", MANAGER_MAX);
-            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
+        if manager.len() > MANAGER_MAX {
+            return refuse(meta::FieldError::too_long("fieldManager", MANAGER_MAX));
+        }
+        if manager.chars().any(char::is_control) {
+            let why = "should only contain printable characters";
+            return refuse(meta::FieldError::invalid("fieldManager", &manager.as_str().into(), why));
         }
         if manager.is_empty() {
             let agent =
@@ -119,15 +130,21 @@ impl<'a> Call<'a> {
     }
 }
 
+/// A number among the parameters.
+fn integer(text: &str) -> Result<i64, Status> {
+    text.parse()
+        .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
+}
+
 impl Server {
     /// Answers one object in the shape the client wants.
     pub fn object_answer(&self, call: &Call<'_>, code: u16, bytes: Bytes) -> Result<Answer, Status> {
         match negotiate::accept(call.headers)? {
             Shape::Table => {
-                let object = parse_object(&bytes, call.def)?;
+                let object: Value = serde_json::from_slice(&bytes).map_err(Status::internal)?;
                 let now = self.registry.clock().now();
-                let row = table::row(call.def, &object, call.include(), now);
-                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let row = table::row(call.def, object, call.include(), now);
                 let columns = table::column_definitions(call.def);
                 Ok(body::json(code, &table::table(Some(columns), vec![row], metadata)))
             }
@@ -156,17 +173,17 @@ impl Server {
     pub async fn get(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let version = call.query.get("resourceVersion");
         let object = self.registry.get(call.def, call.namespace(), &call.info.name, version).await?;
-        let bytes = registry::convert::bytes_from_storage(call.def, object.bytes.clone());
+        let bytes = registry::convert::shown(call.def, object.bytes.clone()).await?;
         self.object_answer(call, 200, bytes)
     }
 
     /// GET of a collection.
     pub async fn list(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let list = self.registry.list(call.def, call.namespace(), &call.list_options()?).await?;
-        self.list_answer(call, &list)
+        self.list_answer(call, &list).await
     }
 
-    fn list_answer(&self, call: &Call<'_>, list: &registry::List) -> Result<Answer, Status> {
+    async fn list_answer(&self, call: &Call<'_>, list: &registry::List) -> Result<Answer, Status> {
         let mut metadata = json!({"resourceVersion": list.revision.to_string()});
         if !list.continue_token.is_empty() {
             metadata["continue"] = list.continue_token.as_str().into();
@@ -175,19 +192,22 @@ impl Server {
             metadata["remainingItemCount"] = n.into();
         }
         let def = call.def;
+        let stored = list.items.iter().map(|o| o.bytes.clone()).collect();
+        let items = registry::convert::shown_all(def, stored).await?;
+        let value = |bytes: &Bytes| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
         match negotiate::accept(call.headers)? {
             Shape::Table => {
                 let now = self.registry.clock().now();
-                let rows = list.items.iter().map(|o| table::row(def, o, call.include(), now)).collect();
+                let rows = items.iter().map(|o| table::row(def, value(o), call.include(), now)).collect();
                 let columns = table::column_definitions(def);
                 Ok(body::json(200, &table::table(Some(columns), rows, metadata)))
             }
             Shape::Partial => {
-                let items: Vec<Value> = list.items.iter().map(|o| table::partial(o.to_value())).collect();
+                let items: Vec<Value> = items.iter().map(|o| table::partial(value(o))).collect();
                 let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
                 Ok(body::json(200, &value))
             }
-            _ => Ok(body::json_bytes(200, concat(def, &metadata, &list.items))),
+            _ => Ok(body::json_bytes(200, concat(def, &metadata, &items))),
         }
     }
 
@@ -221,21 +241,19 @@ impl Server {
         let patch = match negotiate::content_type(call.headers).as_str() {
             "application/json-patch+json" => Patch::Json(&body),
             "application/merge-patch+json" => Patch::Merge(&body),
-            "application/strategic-merge-patch+json" => Patch::Strategic(&body),
+            // Nobody knows how custom resources would merge.
+            "application/strategic-merge-patch+json" if call.def.custom.is_none() => Patch::Strategic(&body),
             "application/apply-patch+yaml" => {
                 yaml = negotiate::yaml_to_json(&body)?;
                 Patch::Apply(&yaml)
             }
-            other => {
-                return Err(negotiate::unsupported(
-                    other,
-                    &[
-                        "application/json-patch+json",
-                        "application/merge-patch+json",
-                        "application/strategic-merge-patch+json",
-                        "application/apply-patch+yaml",
-                    ],
-                ));
+            _ => {
+                let mut accepted = vec!["application/json-patch+json", "application/merge-patch+json"];
+                if call.def.custom.is_none() {
+                    accepted.push("application/strategic-merge-patch+json");
+                }
+                accepted.push("application/apply-patch+yaml");
+                return Err(negotiate::unsupported(&accepted));
             }
         };
         let options = call.write_options()?;
@@ -256,8 +274,9 @@ impl Server {
             serde_json::from_slice(&json)
                 .map_err(|e| Status::bad_request(format!("cannot decode DeleteOptions: {e}")))?
         };
-        if let Ok(seconds) = call.query.get("gracePeriodSeconds").parse() {
-            options.grace_period_seconds = Some(seconds);
+        let seconds = call.query.get("gracePeriodSeconds");
+        if !seconds.is_empty() {
+            options.grace_period_seconds = Some(integer(seconds)?);
         }
         if call.query.has("propagationPolicy") {
             options.propagation_policy = Some(call.query.get("propagationPolicy").into());
@@ -299,7 +318,7 @@ impl Server {
         let list = call.list_options()?;
         let deleted =
             self.registry.delete_collection(call.target(), &list, &delete, &options, &admission).await?;
-        self.list_answer(call, &deleted)
+        self.list_answer(call, &deleted).await
     }
 }
 
@@ -313,12 +332,12 @@ fn success(def: &ResourceDef, name: &str, uid: &Value) -> Value {
 }
 
 /// A list is its items' bytes between brackets: nothing is encoded again.
-fn concat(def: &ResourceDef, metadata: &Value, items: &[std::sync::Arc<Object>]) -> Bytes {
-    let size: usize = items.iter().map(|o| o.bytes.len() + 1).sum();
+fn concat(def: &ResourceDef, metadata: &Value, items: &[Bytes]) -> Bytes {
+    let size: usize = items.iter().map(|o| o.len() + 1).sum();
     let mut out = BytesMut::with_capacity(size + 256);
     let head = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-        def.kind,
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+        def.list_kind,
         def.api_version()
     );
     out.put_slice(head.as_bytes());
@@ -326,17 +345,8 @@ fn concat(def: &ResourceDef, metadata: &Value, items: &[std::sync::Arc<Object>])
         if i > 0 {
             out.put_u8(b',');
         }
-        out.put_slice(&registry::convert::bytes_from_storage(def, object.bytes.clone()));
+        out.put_slice(object);
     }
     out.put_slice(b"]}");
     out.freeze()
-}
-
-/// An answer's bytes as an object again (for tables of single objects).
-fn parse_object(bytes: &Bytes, def: &ResourceDef) -> Result<Object, Status> {
-    let value: Map<String, Value> = serde_json::from_slice(bytes).map_err(Status::internal)?;
-    let revision = registry::write::meta_text(&value, "resourceVersion").parse().unwrap_or(0);
-    let stored = meta::object::encode(&registry::convert::to_storage(def, value));
-    Object::at_revision(&stored, revision, &[])
-        .ok_or_else(|| Status::internal("the object cannot be read back"))
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::body::{Answer, BoxError};
-use crate::negotiate::{self, Shape};
+use crate::negotiate::{Media, Shape};
 use crate::server::Server;
 use crate::verbs::Call;
 
@@ -38,6 +38,7 @@ struct Stream {
     next_bookmark: Instant,
     deadline: Instant,
     shape: Shape,
+    media: Media,
     include: IncludeObject,
     table: Arc<ResourceTable>,
     gvr: (Box<str>, Box<str>, Box<str>),
@@ -50,39 +51,59 @@ impl Stream {
         self.table.find(&self.gvr.0, &self.gvr.1, &self.gvr.2)
     }
 
-    fn frame_of(&mut self, seen: &Seen) -> Bytes {
-        let converts = self.def().is_some_and(|d| d.stored_as.is_some());
-        if self.shape == Shape::Object && !converts {
-            return seen.frame();
+    /// One event in the form of this stream.
+    fn frame(&self, event: &str, object: &[u8]) -> Bytes {
+        match self.media {
+            Media::Protobuf => {
+                let object = crate::transcode::protobuf(object).unwrap_or_default();
+                schema::encode::watch_frame(event, &object).into()
+            }
+            _ => watch_frame(event, object),
         }
-        let (change, object) = (seen.change, seen.event.object.clone());
-        self.shaped(change, &object)
     }
 
-    fn added(&mut self, object: &Object) -> Bytes {
-        let converts = self.def().is_some_and(|d| d.stored_as.is_some());
-        if self.shape == Shape::Object && !converts {
-            return watch_frame(Change::Added.as_str(), &object.bytes);
+    async fn frame_of(&mut self, seen: &Seen) -> Bytes {
+        let object = seen.event.object.clone();
+        if self.passes(&object) {
+            return match self.media {
+                Media::Protobuf => seen.encoded(|| self.frame(seen.change.as_str(), &object.bytes)),
+                _ => seen.frame(),
+            };
         }
-        self.shaped(Change::Added, object)
+        self.shaped(seen.change, &object).await
     }
 
-    fn shaped(&mut self, change: Change, object: &Object) -> Bytes {
+    async fn added(&mut self, object: &Object) -> Bytes {
+        if self.passes(object) {
+            return self.frame(Change::Added.as_str(), &object.bytes);
+        }
+        self.shaped(Change::Added, object).await
+    }
+
+    /// Whether an object's bytes go out as they are.
+    fn passes(&self, object: &Object) -> bool {
+        self.shape == Shape::Object
+            && self.def().is_some_and(|d| registry::convert::shows_as_is(d, &object.bytes))
+    }
+
+    async fn shaped(&mut self, change: Change, object: &Object) -> Bytes {
         let Some(def) = self.def().cloned() else { return Bytes::new() };
+        let bytes = match registry::convert::shown(&def, object.bytes.clone()).await {
+            Ok(bytes) => bytes,
+            Err(status) => return watch_frame("ERROR", status.to_json().to_string().as_bytes()),
+        };
+        let tree = || serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
         let value = match self.shape {
             Shape::Table => {
-                let row = table::row(&def, object, self.include, self.server.registry.clock().now());
+                let row = table::row(&def, tree(), self.include, self.server.registry.clock().now());
                 let columns = (!self.columns_sent).then(|| table::column_definitions(&def));
                 self.columns_sent = true;
                 table::table(columns, vec![row], json!({"resourceVersion": object.revision.to_string()}))
             }
-            Shape::Partial => table::partial(object.to_value()),
-            _ => {
-                let bytes = registry::convert::bytes_from_storage(&def, object.bytes.clone());
-                return watch_frame(change.as_str(), &bytes);
-            }
+            Shape::Partial => table::partial(tree()),
+            _ => return self.frame(change.as_str(), &bytes),
         };
-        watch_frame(change.as_str(), value.to_string().as_bytes())
+        self.frame(change.as_str(), value.to_string().as_bytes())
     }
 
     fn bookmark(&self, revision: u64, end_of_initial: bool) -> Bytes {
@@ -102,7 +123,7 @@ impl Stream {
             }
             _ => json!({"kind": &*def.kind, "apiVersion": def.api_version(), "metadata": metadata}),
         };
-        watch_frame("BOOKMARK", value.to_string().as_bytes())
+        self.frame("BOOKMARK", value.to_string().as_bytes())
     }
 
     /// The next piece of the stream; `None` ends it.
@@ -111,7 +132,7 @@ impl Stream {
             let mut out = BytesMut::new();
             for _ in 0..JOINED_MAX {
                 let Some(object) = self.initial.pop_front() else { break };
-                let frame = self.added(&object);
+                let frame = self.added(&object).await;
                 out.extend_from_slice(&frame);
             }
             return Some(out.freeze());
@@ -123,8 +144,8 @@ impl Stream {
         tokio::select! {
             biased;
             seen = self.watch.events.recv() => {
-                let first = self.frame_of(&seen?);
-                Some(self.joined(first))
+                let first = self.frame_of(&seen?).await;
+                Some(self.joined(first).await)
             }
             () = shutdown.cancelled() => None,
             () = tokio::time::sleep_until(self.deadline) => None,
@@ -134,8 +155,8 @@ impl Stream {
                 let revision = self.server.registry.cacher().applied();
                 match self.watch.events.try_recv() {
                     Ok(seen) => {
-                        let first = self.frame_of(&seen);
-                        Some(self.joined(first))
+                        let first = self.frame_of(&seen).await;
+                        Some(self.joined(first).await)
                     }
                     Err(_) => Some(self.bookmark(revision, false)),
                 }
@@ -144,17 +165,17 @@ impl Stream {
     }
 
     /// Adds the events that are already there to one write.
-    fn joined(&mut self, first: Bytes) -> Bytes {
+    async fn joined(&mut self, first: Bytes) -> Bytes {
         let Ok(second) = self.watch.events.try_recv() else { return first };
         let mut out = BytesMut::from(&first[..]);
         let mut next = Some(second);
         for _ in 0..JOINED_MAX {
             let Some(seen) = next else { break };
-            out.extend_from_slice(&self.frame_of(&seen));
+            out.extend_from_slice(&self.frame_of(&seen).await);
             next = self.watch.events.try_recv().ok();
         }
         if let Some(seen) = next {
-            out.extend_from_slice(&self.frame_of(&seen));
+            out.extend_from_slice(&self.frame_of(&seen).await);
         }
         out.freeze()
     }
@@ -166,7 +187,7 @@ impl Server {
         let options = call.list_options()?;
         let def = call.def;
         let namespace = if def.namespaced { call.info.namespace.as_str() } else { "" };
-        let shape = negotiate::accept(call.headers)?;
+        let wanted = call.wanted()?;
         let mut watch = self.registry.watch(def, namespace, &call.info.name, &options).await?;
         let seconds = match call.query.get("timeoutSeconds").parse::<u64>() {
             Ok(n) if n > 0 => n,
@@ -180,7 +201,8 @@ impl Server {
             next_bookmark: now + BOOKMARK_EVERY,
             deadline: now + Duration::from_secs(seconds),
             watch,
-            shape,
+            shape: wanted.shape,
+            media: wanted.media,
             include: call.include(),
             table: self.registry.table(),
             gvr: (def.group.clone(), def.version.clone(), def.resource.clone()),
@@ -192,8 +214,11 @@ impl Server {
             Some((Ok::<_, BoxError>(Frame::data(bytes)), stream))
         });
         let mut answer = http::Response::new(StreamBody::new(frames).boxed_unsync());
-        let json = http::HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
+        let content_type = http::HeaderValue::from_static(match wanted.media {
+            Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            _ => "application/json",
+        });
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
         Ok(answer)
     }
 }

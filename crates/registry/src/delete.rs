@@ -56,6 +56,10 @@ pub enum Deleted {
 
 impl DeleteOptions {
     fn check(&self) -> Result<(), Status> {
+        if self.dry_run.iter().any(|d| d != "All") {
+            let e = crate::write::dry_run_error(&self.dry_run);
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
+        }
         if let Some(policy) = &self.propagation_policy {
             if self.orphan_dependents.is_some() {
                 let e = meta::FieldError::invalid(
@@ -66,7 +70,7 @@ impl DeleteOptions {
                 return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
             }
             if !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground") {
-                let allowed = ["Background", "Foreground", "Orphan"];
+                let allowed = ["Background", "Foreground", "Orphan", "nil"];
                 let e =
                     meta::FieldError::not_supported("propagationPolicy", &policy.as_str().into(), &allowed);
                 return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
@@ -120,7 +124,8 @@ impl Registry {
         for _ in 0..RETRIES_MAX {
             let current = (self.fresh_current(def, target.namespace, target.name).await?)
                 .ok_or_else(|| Status::not_found(&def.group, &def.resource, target.name))?;
-            let old = into_map(current.to_value());
+            let stored = into_map(current.to_value());
+            let old = crate::convert::from_storage(def, stored.clone()).await?;
             check_preconditions(&target, delete, &current, &old)?;
             let attributes = Attributes {
                 def,
@@ -131,18 +136,16 @@ impl Registry {
                 user: options.user,
                 dry_run: options.dry_run,
             };
-            let shown_old = crate::convert::from_storage(def, old.clone());
-            admit.validate(&attributes, None, Some(&shown_old)).await?;
-            let mut next = old.clone();
+            admit.validate(&attributes, None, Some(&old)).await?;
+            let mut next = stored.clone();
             self.begin_deletion(&target, delete, &mut next);
             let shown = |object: &Map<String, Value>, revision| {
                 let bytes = meta::object::encode(object);
-                let bytes = meta::object::with_revision(&bytes, revision).unwrap_or(bytes);
-                crate::convert::bytes_from_storage(def, bytes)
+                meta::object::with_revision(&bytes, revision).unwrap_or(bytes)
             };
             if options.dry_run {
                 let done = is_finished(&next);
-                let bytes = shown(&next, current.revision);
+                let bytes = crate::convert::shown(def, shown(&next, current.revision)).await?;
                 return Ok(if done { Deleted::Gone(bytes) } else { Deleted::Pending(bytes) });
             }
             if is_finished(&next) {
@@ -150,16 +153,17 @@ impl Registry {
                 let write = Write { key, expect: Expect::Revision(current.revision), change: Change::Delete };
                 match self.store.write(write).await.map_err(|e| error::status(&e))? {
                     WriteOutcome::Committed { revision, .. } => {
-                        return Ok(Deleted::Gone(shown(&old, revision)));
+                        let bytes = crate::convert::shown(def, shown(&stored, revision)).await?;
+                        return Ok(Deleted::Gone(bytes));
                     }
                     WriteOutcome::Conflict { .. } => continue,
                 }
             }
-            if next == old {
-                return Ok(Deleted::Pending(crate::convert::bytes_from_storage(def, current.bytes.clone())));
+            if next == stored {
+                return Ok(Deleted::Pending(crate::convert::shown(def, current.bytes.clone()).await?));
             }
             if let Some(bytes) = self.put(def, &current, target.namespace, target.name, next).await? {
-                return Ok(Deleted::Pending(crate::convert::bytes_from_storage(def, bytes)));
+                return Ok(Deleted::Pending(crate::convert::shown(def, bytes).await?));
             }
         }
         Err(Status::conflict(
@@ -230,11 +234,13 @@ fn check_preconditions(
     let conflict = |why: String| Err(Status::conflict(&def.group, &def.resource, target.name, &why));
     let uid = meta_text(object, "uid");
     if let Some(w) = wanted.uid.as_deref().filter(|w| *w != uid) {
-        return conflict(format!("Precondition failed: UID in precondition: {w}, UID in object meta: {uid}"));
+        return conflict(format!(
+            "the UID in the precondition ({w}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        ));
     }
     if let Some(w) = wanted.resource_version.as_deref().filter(|w| w.parse() != Ok(current.revision)) {
         return conflict(format!(
-            "Precondition failed: ResourceVersion in precondition: {w}, ResourceVersion in object meta: {}",
+            "the ResourceVersion in the precondition ({w}) does not match the ResourceVersion in record ({}). The object might have been modified",
             current.revision
         ));
     }

@@ -5,10 +5,18 @@ mod api;
 mod cli;
 mod network;
 mod node;
+mod quota;
 mod storage;
 
 fn main() -> std::process::ExitCode {
-    let groups =
-        [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases(), admission::cases()];
+    let groups = [
+        storage::cases(),
+        node::cases(),
+        api::cases(),
+        network::cases(),
+        cli::cases(),
+        quota::cases(),
+        admission::cases(),
+    ];
     testkit::runner::main(&groups.concat())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use admission::dynamic::policy::Versioned;
 use admission::dynamic::{Resource, Subject, World};
 use auth::rbac::{Attributes as Question, Decision};
+use futures_util::FutureExt;
 use meta::UserInfo;
 use registry::admit::Attributes;
 use registry::{ResourceDef, ResourceTable};
@@ -100,20 +101,16 @@ impl<'a> View<'a> {
     ) -> Versioned {
         let to = self.def(resource);
         if self.is_scale() {
-            let scale = |o: &Map<String, Value>| match crate::subresource::scale_of(&Value::Object(o.clone()))
-            {
-                Value::Object(map) => map,
-                _ => Map::new(),
+            let scale = |o: &Map<String, Value>| {
+                let shown = crate::subresource::scale_of(self.attributes.def, &Value::Object(o.clone()));
+                shown.ok().and_then(|s| s.as_object().cloned()).unwrap_or_default()
             };
             return (object.map(scale), old.map(scale));
         }
         let convert =
             |o: &Map<String, Value>| match std::ptr::eq(to, self.attributes.def) || self.kind.is_some() {
                 true => o.clone(),
-                false => {
-                    let stored = registry::convert::to_storage(self.attributes.def, o.clone());
-                    registry::convert::from_storage(to, stored)
-                }
+                false => converted(self.attributes.def, to, o.clone()),
             };
         let mut shown = (object.map(convert), old.map(convert));
         // Those who are asked can rely on the type being there.
@@ -139,9 +136,15 @@ impl<'a> View<'a> {
         before: &Map<String, Value>,
     ) -> Map<String, Value> {
         if self.is_scale() {
-            let mut out = Value::Object(before.clone());
             let replicas = object.get("spec").and_then(|s| s.get("replicas")).cloned();
-            out["spec"]["replicas"] = replicas.unwrap_or_else(|| 0.into());
+            let replicas = replicas.unwrap_or_else(|| 0.into());
+            let custom = self.attributes.def.custom.as_ref().and_then(|c| c.scale.as_ref());
+            let path = custom.map_or(".spec.replicas", |s| &*s.spec);
+            let change = crate::subresource::nested(path, replicas).to_string();
+            let mut out = Value::Object(before.clone());
+            if let Err(error) = meta::patch::merge_patch(&mut out, change.as_bytes()) {
+                tracing::error!(%error, "a scale cannot be put back");
+            }
             return match out {
                 Value::Object(map) => map,
                 _ => Map::new(),
@@ -151,8 +154,25 @@ impl<'a> View<'a> {
         if std::ptr::eq(from, self.attributes.def) || self.kind.is_some() {
             return object;
         }
-        let stored = registry::convert::to_storage(from, object);
-        registry::convert::from_storage(self.attributes.def, stored)
+        converted(from, self.attributes.def, object)
+    }
+}
+
+/// An object of one version in another.
+fn converted(from: &ResourceDef, to: &ResourceDef, object: Map<String, Value>) -> Map<String, Value> {
+    let stored = at_once(object.clone(), registry::convert::to_storage(from, object));
+    at_once(stored.clone(), registry::convert::from_storage(to, stored))
+}
+
+/// The outcome of a conversion that needs nobody else. One that has to ask a webhook cannot be waited for while
+/// expressions are evaluated; then the object is shown as it is.
+fn at_once(
+    object: Map<String, Value>,
+    conversion: impl Future<Output = Result<Map<String, Value>, meta::Status>>,
+) -> Map<String, Value> {
+    match conversion.now_or_never() {
+        Some(Ok(converted)) => converted,
+        _ => object,
     }
 }
 
@@ -172,7 +192,7 @@ impl World for View<'_> {
         let Some(def) = self.table.find_kind(group, version, kind) else { return Vec::new() };
         let shown = |o: Arc<meta::Object>| match o.to_value() {
             Value::Object(map) => {
-                let mut map = registry::convert::from_storage(def, map);
+                let mut map = at_once(map.clone(), registry::convert::from_storage(def, map));
                 map.insert("apiVersion".into(), def.api_version().into());
                 map.insert("kind".into(), (*def.kind).into());
                 Value::Object(map)

@@ -65,6 +65,17 @@ impl<'a> Builder<'a> {
         self.version.reference(name)
     }
 
+    /// Adds a definition that comes from elsewhere.
+    pub fn insert(&mut self, name: String, definition: Value) {
+        self.wanted.remove(&name);
+        self.done.insert(name, definition);
+    }
+
+    /// The description of a field of a built-in type.
+    pub fn description(&self, ty: &str, field: &str) -> Option<String> {
+        self.described.get(ty)?.fields.get(field).cloned()
+    }
+
     /// Definitions of everything referred to, and of what those refer to.
     pub fn finish(mut self) -> Map<String, Value> {
         while let Some(name) = self.wanted.pop_first() {
@@ -141,6 +152,9 @@ impl<'a> Builder<'a> {
         let kind = name.rsplit('.').next().unwrap_or_default();
         let mut all: BTreeSet<(&str, &str)> = BTreeSet::from([("", "v1")]);
         for (g, v, _) in self.schema.structs().iter().filter_map(|s| s.gvk.as_ref()) {
+            if &**g == "meta.k8s.io" {
+                continue;
+            }
             all.insert((g, v));
         }
         all.into_iter().map(|(g, v)| json!({"group": g, "version": v, "kind": kind})).collect()

@@ -4,8 +4,11 @@
 //! [`Plain`]: structural validation and nothing special.
 
 mod config;
+pub mod crd;
+pub mod custom;
 mod job;
 mod namespace;
+mod platform;
 mod pod;
 mod rbac;
 mod service;
@@ -39,7 +42,7 @@ pub struct Context<'a> {
 }
 
 /// What is particular to a kind. Every method has the behaviour of an ordinary kind as its default.
-pub trait Strategy: Sync {
+pub trait Strategy: Send + Sync {
     /// Defaults that depend on other fields; the unconditional ones are data of `schema`.
     fn default(&self, _object: &mut Object) {}
 
@@ -87,6 +90,21 @@ pub trait Strategy: Sync {
         None
     }
 
+    /// Rules between fields, beside structural validation and the declared rules.
+    fn validate_also(&self, _object: &Object) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    /// Every rule a new object breaks; by default those of every version.
+    fn validate_create(&self, object: &Object) -> Option<Vec<FieldError>> {
+        self.validate(object)
+    }
+
+    /// Whether PUT must name the version it replaces.
+    fn needs_version_on_update(&self) -> bool {
+        false
+    }
+
     /// Every rule the change breaks.
     fn validate_update(&self, _subresource: &str, _new: &Object, _old: &Object) -> Vec<FieldError> {
         Vec::new()
@@ -113,6 +131,24 @@ pub trait Strategy: Sync {
     /// What is wrong with a name.
     fn name_problem(&self, name: &str) -> Option<String> {
         meta::names::subdomain_problem(name)
+    }
+}
+
+/// A built-in strategy, or that of a custom resource.
+pub enum StrategyRef {
+    /// Compiled in.
+    Builtin(&'static dyn Strategy),
+    /// Made from a definition.
+    Custom(custom::CustomStrategy),
+}
+
+impl std::ops::Deref for StrategyRef {
+    type Target = dyn Strategy;
+    fn deref(&self) -> &Self::Target {
+        match self {
+            StrategyRef::Builtin(strategy) => *strategy,
+            StrategyRef::Custom(strategy) => strategy,
+        }
     }
 }
 
@@ -151,9 +187,15 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("", "Event") | ("events.k8s.io", "Event") => &config::Event,
         ("coordination.k8s.io", "Lease") => &config::Lease,
         ("discovery.k8s.io", "EndpointSlice") => &config::EndpointSlice,
+        ("scheduling.k8s.io", "PriorityClass") => &platform::PriorityClass,
+        ("autoscaling", "HorizontalPodAutoscaler") => &platform::Autoscaler,
+        ("certificates.k8s.io", "CertificateSigningRequest") => &platform::SigningRequest,
+        ("apiregistration.k8s.io", "APIService") => &platform::RegisteredApi,
+        ("networking.k8s.io", "Ingress") => &platform::Ingress,
         ("", "Endpoints") | ("", "LimitRange") => &Upsert,
         ("", "PersistentVolume") => &storage::Volume,
         ("", "PersistentVolumeClaim") => &storage::Claim,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => &crd::Definition,
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &rbac::Role,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &rbac::Binding,
         _ => &Plain,
