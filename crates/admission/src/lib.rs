@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** knows nothing of the registry or of HTTP.
 
+mod configuration;
 pub mod dynamic;
 mod limit_ranger;
 mod namespace;
@@ -114,6 +115,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &storage::ClaimResize,
     &runtime_class::RuntimeClass,
     &storage::DefaultIngressClass,
+    &configuration::Rules,
 ];
 
 /// Runs the changing half of the chain.

@@ -25,15 +25,17 @@ impl Admission {
         self.1.warnings()
     }
 
-    /// Asks about a connection to a pod, service or node; `body` is the kind of `options`.
+    /// Asks about what is no object of its own (connections, evictions, bindings); `body` is the kind of `options`,
+    /// which come back as admission has left them.
     pub async fn connect(
         &self,
         attributes: &Attributes<'_>,
         body: (&str, &str, &str),
         mut options: Map<String, Value>,
-    ) -> Result<(), Status> {
+    ) -> Result<Map<String, Value>, Status> {
         dynamic::mutate(&self.0, attributes, Some(body), &mut options, None, &self.1).await?;
-        dynamic::validate(&self.0, attributes, Some(body), Some(&options), None, &self.1).await
+        dynamic::validate(&self.0, attributes, Some(body), Some(&options), None, &self.1).await?;
+        Ok(options)
     }
 }
 

@@ -46,6 +46,7 @@ pub async fn serve(
         ("scale", _) => scale(server, &call, &method, body).await,
         ("binding", "post") => {
             let object = decode_as("", "v1", "Binding", &call, &body)?;
+            let object = admit(server, &call, ("", "v1", "Binding"), object).await?;
             bind(server, &call, &info.name, &object).await
         }
         ("eviction", "post") => evict(server, &call, body).await,
@@ -102,7 +103,26 @@ async fn connect(
         user,
         dry_run: false,
     };
-    server.admission().connect(&attributes, ("", "v1", kind), options).await
+    server.admission().connect(&attributes, ("", "v1", kind), options).await.map(drop)
+}
+
+/// Asks admission about something posted to a subresource, and gives back what it has made of it.
+async fn admit(
+    server: &Server,
+    call: &Call<'_>,
+    kind: (&str, &str, &str),
+    object: Map<String, Value>,
+) -> Result<Map<String, Value>, Status> {
+    let attributes = registry::admit::Attributes {
+        def: call.def,
+        subresource: &call.info.subresource,
+        namespace: &call.info.namespace,
+        name: &call.info.name,
+        operation: "CREATE",
+        user: call.user,
+        dry_run: !call.query.get("dryRun").is_empty(),
+    };
+    server.admission().connect(&attributes, kind, object).await
 }
 
 /// Decodes a body of a kind that is no resource of its own.
@@ -185,6 +205,7 @@ pub async fn bind(
 /// Evicts a pod where its disruption budgets allow it.
 async fn evict(server: &Server, call: &Call<'_>, body: bytes::Bytes) -> Result<Answer, Status> {
     let eviction = decode_as("policy", "v1", "Eviction", call, &body)?;
+    let eviction = admit(server, call, ("policy", "v1", "Eviction"), eviction).await?;
     let named = meta_text(&eviction, "name");
     if !named.is_empty() && named != call.info.name {
         return Err(Status::bad_request(format!(
@@ -432,12 +453,12 @@ async fn scale(server: &Server, call: &Call<'_>, method: &str, body: bytes::Byte
 }
 
 /// An object that holds a value at a simple path.
-fn nested(path: &str, value: Value) -> Value {
+pub(crate) fn nested(path: &str, value: Value) -> Value {
     path.trim_start_matches('.').rsplit('.').fold(value, |inner, part| json!({part: inner}))
 }
 
 /// The scale of an object: where a custom resource keeps its numbers is up to its author.
-fn scale_of(def: &ResourceDef, object: &Value) -> Result<Value, Status> {
+pub(crate) fn scale_of(def: &ResourceDef, object: &Value) -> Result<Value, Status> {
     let Some(scale) = def.custom.as_ref().and_then(|c| c.scale.as_ref()) else {
         return Ok(builtin_scale(object));
     };

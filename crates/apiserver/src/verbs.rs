@@ -294,7 +294,7 @@ impl Server {
         options.dry_run |= delete.dry_run.iter().any(|d| d == "All");
         let admission = self.admission();
         let deleted = self.registry.delete(call.target(), &delete, &options, &admission).await?;
-        match deleted {
+        let mut answer = match deleted {
             registry::delete::Deleted::Pending(bytes) => self.object_answer(call, 200, bytes),
             // Upstream answers with the object for these kinds and with a Status for the rest.
             registry::delete::Deleted::Gone(bytes) if call.def.returns_deleted() => {
@@ -304,7 +304,9 @@ impl Server {
                 let object: Value = serde_json::from_slice(&bytes).unwrap_or_default();
                 Ok(body::json(200, &success(call.def, &call.info.name, &object["metadata"]["uid"])))
             }
-        }
+        }?;
+        body::warn(&mut answer, &admission.warnings());
+        Ok(answer)
     }
 
     /// DELETE of a collection.

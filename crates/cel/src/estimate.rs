@@ -429,6 +429,41 @@ impl Coster<'_> {
         Some((item, size.unwrap_or(UNKNOWN)))
     }
 
+    /// Functions that make text of text.
+    fn texts(&mut self, function: &str, target: Option<&Expr>, args: &[Expr]) -> Option<CallCost> {
+        let first = args.first().map(|a| self.size_or_unknown(a));
+        let on = target.map(|t| self.size_or_unknown(t));
+        match function {
+            "lowerAscii" | "upperAscii" | "substring" | "trim" => on.map(|s| (s.factor(TRAVERSAL), Some(s))),
+            "replace" => {
+                let (on, to) = (on?, self.size_or_unknown(args.get(1)?));
+                Some((on.factor(2.0 * TRAVERSAL), Some(replaced(on, first?, to))))
+            }
+            "split" => {
+                let on = on?;
+                let max = match args.get(1).map(|a| &a.kind) {
+                    Some(Kind::Literal(Literal::Int(n))) => *n as u64,
+                    _ => on.max,
+                };
+                Some((on.factor(2.0 * TRAVERSAL), Some(Cost { min: 0, max })))
+            }
+            "join" => {
+                let (target, on) = (target?, on?);
+                let mut size = self.element(target).map_or(fixed(0), |(_, element)| on.times(element));
+                if let Some(separator) = first {
+                    let between = Cost { min: on.min.saturating_sub(1), max: on.max.saturating_sub(1) };
+                    size = size.add(separator.times(between));
+                }
+                Some((size.factor(TRAVERSAL), Some(size)))
+            }
+            "find" | "findAll" => {
+                let on = on?;
+                Some((regex(on, first?), Some(Cost { min: 0, max: on.max })))
+            }
+            _ => None,
+        }
+    }
+
     /// Functions of the libraries.
     fn library(
         &mut self,
@@ -462,32 +497,8 @@ impl Coster<'_> {
                 Some((cost, None))
             }
             "url" | "jsonpatch.escapeKey" => first.map(|s| (s.factor(TRAVERSAL), Some(s))),
-            "lowerAscii" | "upperAscii" | "substring" | "trim" => on.map(|s| (s.factor(TRAVERSAL), Some(s))),
-            "replace" => {
-                let (on, to) = (on?, self.size_or_unknown(args.get(1)?));
-                Some((on.factor(2.0 * TRAVERSAL), Some(replaced(on, first?, to))))
-            }
-            "split" => {
-                let on = on?;
-                let max = match args.get(1).map(|a| &a.kind) {
-                    Some(Kind::Literal(Literal::Int(n))) => *n as u64,
-                    _ => on.max,
-                };
-                Some((on.factor(2.0 * TRAVERSAL), Some(Cost { min: 0, max })))
-            }
-            "join" => {
-                let (target, on) = (target?, on?);
-                let mut size = self.element(target).map_or(fixed(0), |(_, element)| on.times(element));
-                if let Some(separator) = first {
-                    let between = Cost { min: on.min.saturating_sub(1), max: on.max.saturating_sub(1) };
-                    size = size.add(separator.times(between));
-                }
-                Some((size.factor(TRAVERSAL), Some(size)))
-            }
-            "find" | "findAll" => {
-                let on = on?;
-                Some((regex(on, first?), Some(Cost { min: 0, max: on.max })))
-            }
+            "lowerAscii" | "upperAscii" | "substring" | "trim" | "replace" | "split" | "join" | "find"
+            | "findAll" => self.texts(function, target, args),
             "ip" if overload == "cidr_ip" => Some((fixed(1), None)),
             "cidr" | "isIP" | "isCIDR" | "ip" | "quantity" | "isQuantity" | "semver" | "isSemver" => {
                 parse(TRAVERSAL)

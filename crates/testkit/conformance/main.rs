@@ -1,5 +1,6 @@
 //! Official conformance cases, ported under their official names, against one real cluster.
 
+mod admission;
 mod api;
 mod cli;
 mod network;
@@ -8,7 +9,14 @@ mod quota;
 mod storage;
 
 fn main() -> std::process::ExitCode {
-    let groups =
-        [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases(), quota::cases()];
+    let groups = [
+        storage::cases(),
+        node::cases(),
+        api::cases(),
+        network::cases(),
+        cli::cases(),
+        quota::cases(),
+        admission::cases(),
+    ];
     testkit::runner::main(&groups.concat())
 }

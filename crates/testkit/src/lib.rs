@@ -11,6 +11,7 @@ pub mod image;
 pub mod kinds;
 pub mod pods;
 pub mod runner;
+pub mod webhook;
 
 pub use cluster::{Cluster, Scope};
 pub use runner::Case;

@@ -9,6 +9,7 @@ pub mod policy;
 pub mod review;
 pub mod rules;
 pub mod scope;
+pub mod validation;
 pub mod webhook;
 
 use meta::{Status, UserInfo};

@@ -36,7 +36,7 @@ pub enum Change {
 }
 
 /// `Object`, `Object.spec` and so on with fields of any type; `JSONPatch` with its own.
-fn structures(name: &str) -> Option<Type> {
+pub(super) fn structures(name: &str) -> Option<Type> {
     if name == "JSONPatch" {
         return Some(Type::object(
             "JSONPatch",

@@ -126,7 +126,7 @@ impl Pass<'_> {
                     mutation::failed(&subject, &policy.base.name, &binding.name, &why.message)
                 });
                 match outcome {
-                    Ok(next) => *object = view.back(&resource.borrowed(), next),
+                    Ok(next) => *object = view.back(&resource.borrowed(), next, object),
                     Err(_) if policy.base.ignore => {}
                     Err(e) => return Err(e),
                 }
@@ -191,7 +191,7 @@ impl Pass<'_> {
         self.collected.add(Report { warnings: answer.warnings, annotations: answer.annotations });
         let (Some(patch), Some(mut current)) = (answer.patch, objects.0) else { return Ok(true) };
         webhook::patch(&mut current, &patch).map_err(Status::internal)?;
-        *object = view.back(&resource.borrowed(), current);
+        *object = view.back(&resource.borrowed(), current, object);
         Ok(true)
     }
 }

@@ -100,13 +100,20 @@ impl<'a> View<'a> {
         old: Option<&Map<String, Value>>,
     ) -> Versioned {
         let to = self.def(resource);
+        if self.is_scale() {
+            let scale = |o: &Map<String, Value>| {
+                let shown = crate::subresource::scale_of(self.attributes.def, &Value::Object(o.clone()));
+                shown.ok().and_then(|s| s.as_object().cloned()).unwrap_or_default()
+            };
+            return (object.map(scale), old.map(scale));
+        }
         let convert =
             |o: &Map<String, Value>| match std::ptr::eq(to, self.attributes.def) || self.kind.is_some() {
                 true => o.clone(),
                 false => converted(self.attributes.def, to, o.clone()),
             };
         let mut shown = (object.map(convert), old.map(convert));
-        // Webhooks never see who owns which fields of what is being deleted differently; the type is always there.
+        // Those who are asked can rely on the type being there.
         for o in [&mut shown.0, &mut shown.1].into_iter().flatten() {
             if self.kind.is_none() {
                 o.insert("apiVersion".into(), to.api_version().into());
@@ -116,8 +123,33 @@ impl<'a> View<'a> {
         shown
     }
 
-    /// An object in another version back in the request's.
-    pub fn back(&self, resource: &Resource<'_>, object: Map<String, Value>) -> Map<String, Value> {
+    /// Whether the request is about a `scale`: inside the server that is the workload itself.
+    fn is_scale(&self) -> bool {
+        self.kind == Some(("autoscaling", "v1", "Scale"))
+    }
+
+    /// An object in another version back in the request's; `before` is what it was made from.
+    pub fn back(
+        &self,
+        resource: &Resource<'_>,
+        object: Map<String, Value>,
+        before: &Map<String, Value>,
+    ) -> Map<String, Value> {
+        if self.is_scale() {
+            let replicas = object.get("spec").and_then(|s| s.get("replicas")).cloned();
+            let replicas = replicas.unwrap_or_else(|| 0.into());
+            let custom = self.attributes.def.custom.as_ref().and_then(|c| c.scale.as_ref());
+            let path = custom.map_or(".spec.replicas", |s| &*s.spec);
+            let change = crate::subresource::nested(path, replicas).to_string();
+            let mut out = Value::Object(before.clone());
+            if let Err(error) = meta::patch::merge_patch(&mut out, change.as_bytes()) {
+                tracing::error!(%error, "a scale cannot be put back");
+            }
+            return match out {
+                Value::Object(map) => map,
+                _ => Map::new(),
+            };
+        }
         let from = self.def(resource);
         if std::ptr::eq(from, self.attributes.def) || self.kind.is_some() {
             return object;
