@@ -4,9 +4,11 @@ mod api;
 mod cli;
 mod network;
 mod node;
+mod operations;
 mod storage;
 
 fn main() -> std::process::ExitCode {
-    let groups = [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases()];
+    let groups =
+        [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases(), operations::cases()];
     testkit::runner::main(&groups.concat())
 }
