@@ -50,7 +50,9 @@ pub fn serve(server: &Server, request: &Request<Body>, query: &Query) -> Result<
         }
         ["openapi", "v2"] => crate::openapi::v2(server, request.headers()),
         ["openapi", "v3"] => Ok(crate::openapi::index(server, request.headers())),
-        ["openapi", "v3", group @ ..] => crate::openapi::v3(server, &group.join("/"), request.headers(), query),
+        ["openapi", "v3", group @ ..] => {
+            crate::openapi::v3(server, &group.join("/"), request.headers(), query)
+        }
         [] => Ok(body::json(200, &json!({"paths": crate::discovery::paths(server)}))),
         ["api" | "apis", ..] => {
             crate::discovery::serve(server, &parts, negotiate::accept(request.headers())?)

@@ -64,6 +64,9 @@ pub struct Parts {
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
     pub(crate) discovery: crate::discovery::Cache,
+    pub(crate) quotas: crate::quota::Locks,
+    pub(crate) webhooks: crate::webhook::Pool,
+    pub(crate) dynamic: crate::dynamic::Dynamic,
 }
 
 impl std::ops::Deref for Server {
@@ -95,6 +98,7 @@ impl Server {
         let (rbac, nodes) = (Arc::new(RbacIndex::new()), Arc::new(NodeGraph::new()));
         crate::follow::rbac(&config.registry, &rbac);
         crate::follow::nodes(&config.registry, &nodes);
+        let dynamic = crate::dynamic::Dynamic::new(&config.registry);
         Server(Arc::new(Parts {
             registry: config.registry,
             authenticator: config.authenticator,
@@ -109,6 +113,9 @@ impl Server {
             reads: Semaphore::new(READS_IN_FLIGHT_MAX),
             writes: Semaphore::new(WRITES_IN_FLIGHT_MAX),
             discovery: crate::discovery::Cache::default(),
+            quotas: crate::quota::Locks::default(),
+            webhooks: crate::webhook::Pool::default(),
+            dynamic,
         }))
     }
 

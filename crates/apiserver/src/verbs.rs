@@ -160,10 +160,16 @@ impl Server {
         }
     }
 
-    fn written_answer(&self, call: &Call<'_>, written: Written) -> Result<Answer, Status> {
+    fn written_answer(
+        &self,
+        call: &Call<'_>,
+        written: Written,
+        admission: &crate::chain::Admission,
+    ) -> Result<Answer, Status> {
         let code = if written.created { 201 } else { 200 };
         let mut answer = self.object_answer(call, code, written.bytes)?;
         body::warn(&mut answer, &written.warnings);
+        body::warn(&mut answer, &admission.warnings());
         Ok(answer)
     }
 
@@ -215,7 +221,7 @@ impl Server {
         self.check_escalation(call, &object).await?;
         let admission = self.admission();
         let written = self.registry.create(call.target(), object, &options, &admission, warnings).await?;
-        self.written_answer(call, written)
+        self.written_answer(call, written, &admission)
     }
 
     /// PUT of one object or of its status.
@@ -227,7 +233,7 @@ impl Server {
         self.check_escalation(call, &object).await?;
         let admission = self.admission();
         let written = self.registry.update(call.target(), object, &options, &admission, warnings).await?;
-        self.written_answer(call, written)
+        self.written_answer(call, written, &admission)
     }
 
     /// PATCH of one object or of its status.
@@ -259,7 +265,7 @@ impl Server {
         }
         let admission = self.admission();
         let written = self.registry.patch(call.target(), patch, &options, &admission).await?;
-        self.written_answer(call, written)
+        self.written_answer(call, written, &admission)
     }
 
     fn delete_options(&self, call: &Call<'_>, body: &Bytes) -> Result<DeleteOptions, Status> {

@@ -134,7 +134,7 @@ async fn mounts_are_as_asked() {
         ];
         config.mounts[2].recursive_readonly = true;
         let (_, log) = node.script(&sandbox, config).await;
-        assert_eq!(log, ["stdout F contentrw", "stdout F ro", "stdout F contentcontent"]);
+        assert_eq!(log, ["stdout F contentrw", "stdout F ro", "stdout P contentcontent"]);
         assert!(volume.join("new").exists());
         let mut config = shell("true");
         config.mounts = vec![mount("/x", Path::new("/no/such/dir"), false)];

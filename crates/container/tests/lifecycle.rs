@@ -19,7 +19,7 @@ async fn a_container_runs_logs_and_ends() {
         assert!(status.started_at.unwrap() <= exit.finished_at);
         let mut log = node.log(&id).await;
         log.sort();
-        assert_eq!(log, ["stderr F err", "stdout F no end", "stdout F out"]);
+        assert_eq!(log, ["stderr F err", "stdout F out", "stdout P no end"]);
         let mut kinds = Vec::new();
         while kinds.len() < 4 {
             kinds.push(next(&mut events).await.kind);

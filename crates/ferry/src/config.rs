@@ -116,6 +116,10 @@ pub struct UpOptions {
     /// Registries (host and port) that are spoken to without TLS.
     #[arg(long, value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
+    /// EncryptionConfiguration for values in the store; without one, Secrets are encrypted with keys of Ferry's
+    /// own, which it replaces in time.
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
     /// Versions of the API to serve beside (or, with `=false`, without) the stable ones: api/all, api/beta,
     /// api/alpha, GROUP/VERSION or GROUP/VERSION/RESOURCE.
     #[arg(long, value_delimiter = ',', value_name = "KEY=BOOL")]

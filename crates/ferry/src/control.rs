@@ -80,7 +80,8 @@ impl ControlPlane {
         let opened = tokio::task::spawn_blocking(move || {
             store::disk::DiskStore::open(&store_path, store::disk::Options::default())
         });
-        let store: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
+        let engine: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
+        let (store, keyring) = sealed(env, engine.clone())?;
         let config = registry::Config {
             service_cidr: options.service_cidr.clone(),
             node_ports: NODE_PORTS,
@@ -136,7 +137,13 @@ impl ControlPlane {
             env.cancel.clone(),
         );
         let mut plane = ControlPlane { server, client, pki, address, context, tasks };
-        plane.spawn_loops(env, store, rotator);
+        plane.spawn_loops(env, engine.clone(), rotator);
+        if let Some(keyring) = keyring {
+            let cancel = env.cancel.clone();
+            plane.tasks.spawn(async move {
+                tokio::select! { () = cancel.cancelled() => {}, () = keyring.keep(engine) => {} }
+            });
+        }
         Ok(plane)
     }
 
@@ -172,6 +179,29 @@ impl ControlPlane {
             });
         }
     }
+}
+
+/// The store with encryption: as `--encryption-provider-config` says, or with keys of our own, which somebody has
+/// to keep fresh.
+fn sealed(
+    env: &Environment,
+    engine: Arc<dyn Store>,
+) -> anyhow::Result<(Arc<dyn Store>, Option<encryption::keyring::Keyring>)> {
+    let (rules, keyring) = match &env.options.encryption_provider_config {
+        Some(path) => {
+            let unusable = || format!("cannot use {}", path.display());
+            let text = std::fs::read_to_string(path).with_context(unusable)?;
+            let document = serde_saphyr::from_str(&text).with_context(unusable)?;
+            let rules = encryption::config::parse(document).with_context(unusable)?;
+            (Arc::new(arc_swap::ArcSwap::from_pointee(rules)), None)
+        }
+        None => {
+            let path = env.paths.pki().join("encryption.json");
+            let ring = encryption::keyring::Keyring::open_or_create(&path, env.clock.clone())?;
+            (ring.rules(), Some(ring))
+        }
+    };
+    Ok((Arc::new(encryption::Sealed::new(engine, rules)), keyring))
 }
 
 /// TLS towards kubelets, with the API server's own client certificate.

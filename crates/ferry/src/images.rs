@@ -79,8 +79,9 @@ pub fn run(options: ImageOptions) -> anyhow::Result<()> {
                 local::call(&socket, Method::POST, &path, Some(archive)).await
             }
             ImageCommand::Pull { image } => {
-                local::call(&socket, Method::POST, &format!("/images/pull?name={}", encode(image)), None)
-                    .await
+                let path = format!("/images/pull?name={}", encode(image));
+                let mut bars = crate::progress::Layers::default();
+                local::call_with_progress(&socket, Method::POST, &path, None, |step| bars.show(step)).await
             }
             ImageCommand::Ls => local::call(&socket, Method::GET, "/images", None).await,
             ImageCommand::Rm { image } => {

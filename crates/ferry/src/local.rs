@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use cri::ImageService;
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -24,12 +25,49 @@ const UPLOAD_QUEUE: usize = 16;
 /// Size of the pieces an archive is sent in.
 const PIECE_BYTES: usize = 256 * 1024;
 
-type Answer = Response<Full<Bytes>>;
+/// Lines of progress on their way to a client; when it reads too slowly, further ones are dropped.
+const PROGRESS_QUEUE: usize = 64;
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 fn answer(code: StatusCode, value: &Value) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(value.to_string())));
+    let mut answer = Response::new(Full::new(Bytes::from(value.to_string())).boxed());
     *answer.status_mut() = code;
     answer
+}
+
+/// Pulls an image. The answer is a line of JSON for each step of progress, and at last, without a line's end,
+/// the outcome.
+fn pull(images: Arc<ImageStore>, image: String) -> Answer {
+    let (lines, queue) = tokio::sync::mpsc::channel(PROGRESS_QUEUE);
+    tokio::spawn(async move {
+        let told = lines.clone();
+        let tell = move |progress| {
+            let line = format!("{}\n", progress_value(progress));
+            // A slow client misses a step.
+            let _ = told.try_send(Ok(Frame::data(Bytes::from(line))));
+        };
+        let request = cri::PullRequest { image, progress: Some(Arc::new(tell)), ..Default::default() };
+        let outcome = match images.pull(request).await {
+            Ok(pulled) => json!({"id": pulled.image_id}),
+            Err(error) => json!({"error": format!("{:#}", anyhow::Error::from(error))}),
+        };
+        // A client that has gone does not want to know.
+        let _ = lines.send(Ok(Frame::data(Bytes::from(outcome.to_string())))).await;
+    });
+    let stream =
+        futures_util::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+    Response::new(BodyExt::boxed(StreamBody::new(stream)))
+}
+
+fn progress_value(progress: cri::PullProgress) -> Value {
+    use cri::PullProgress::{Done, Downloading, Resolved, Unpacking};
+    match progress {
+        Resolved { digest, layers } => json!({"resolved": digest, "layers": layers.len()}),
+        Downloading { layer, current, total } => json!({"layer": layer, "bytes": current, "of": total}),
+        Unpacking { layer } => json!({"layer": layer, "unpacking": true}),
+        Done { layer } => json!({"layer": layer, "done": true}),
+    }
 }
 
 /// Serves the socket until `cancel`.
@@ -88,10 +126,7 @@ async fn handle(request: Request<Incoming>, images: Arc<ImageStore>) -> anyhow::
                 imported?.iter().map(|i| json!({"id": i.id.to_string(), "names": i.names})).collect();
             Ok(answer(StatusCode::OK, &json!(imported)))
         }
-        (Method::POST, "/images/pull") => {
-            let pulled = images.pull(cri::PullRequest { image: name, ..Default::default() }).await?;
-            Ok(answer(StatusCode::OK, &json!({"id": pulled.image_id})))
-        }
+        (Method::POST, "/images/pull") => Ok(pull(images, name)),
         (Method::GET, "/images") => {
             let list: Vec<Value> = images
                 .list()
@@ -131,6 +166,17 @@ impl Read for Pieces {
 
 /// Sends a request to the instance that owns `socket`; the body, if any, is streamed from `file`.
 pub async fn call(socket: &Path, method: Method, path: &str, file: Option<&Path>) -> anyhow::Result<Value> {
+    call_with_progress(socket, method, path, file, |_| ()).await
+}
+
+/// [`call`] for an operation that tells its progress: a line each before the outcome.
+pub async fn call_with_progress(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    file: Option<&Path>,
+    mut progress: impl FnMut(&Value),
+) -> anyhow::Result<Value> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
             "no running instance answers at {}; start one with `ferry up`, or give its --data-dir",
@@ -172,11 +218,23 @@ pub async fn call(socket: &Path, method: Method, path: &str, file: Option<&Path>
         Request::builder().method(method).uri(path).header("host", "local").body(StreamBody::new(stream))?;
     let answer = sender.send_request(request).await?;
     let code = answer.status();
-    let bytes = answer.into_body().collect().await?.to_bytes();
+    let mut body = answer.into_body();
+    let mut received = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.context("the instance went away")?.into_data() else { continue };
+        received.extend_from_slice(&data);
+        while let Some(end) = received.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = received.drain(..=end).collect();
+            progress(&serde_json::from_slice(&line).unwrap_or_default());
+        }
+    }
     let value: Value =
-        serde_json::from_slice(&bytes).context("the instance gave an answer that is no JSON")?;
+        serde_json::from_slice(&received).context("the instance gave an answer that is no JSON")?;
+    if let Some(error) = value.get("error").and_then(Value::as_str) {
+        bail!("{error}");
+    }
     if !code.is_success() {
-        bail!("{}", value["error"].as_str().unwrap_or("the instance refused"));
+        bail!("the instance refused with status {code}");
     }
     Ok(value)
 }

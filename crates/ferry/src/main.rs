@@ -13,6 +13,7 @@ mod network;
 mod node;
 mod paths;
 mod preflight;
+mod progress;
 mod services;
 mod up;
 

@@ -76,6 +76,19 @@ impl Quantity {
         Quantity { nanos: i128::from(units) * NANO, format: Format::Decimal }
     }
 
+    /// The sum, in the format of the first unless that is zero.
+    #[must_use]
+    pub fn plus(self, other: Quantity) -> Quantity {
+        let format = if self.nanos == 0 { other.format } else { self.format };
+        Quantity { nanos: self.nanos.saturating_add(other.nanos), format }
+    }
+
+    /// The difference, in the format of the first unless that is zero.
+    #[must_use]
+    pub fn minus(self, other: Quantity) -> Quantity {
+        self.plus(Quantity { nanos: other.nanos.saturating_neg(), format: other.format })
+    }
+
     /// Value in units, rounded up.
     pub fn value(&self) -> i64 {
         clamp(div_ceil(self.nanos, NANO))
@@ -84,6 +97,25 @@ impl Quantity {
     /// Value in thousandths, rounded up.
     pub fn milli_value(&self) -> i64 {
         clamp(div_ceil(self.nanos, NANO / 1000))
+    }
+
+    /// Value in units, as near as a double comes.
+    pub fn to_f64(&self) -> f64 {
+        self.nanos as f64 / NANO as f64
+    }
+
+    /// The sum, in this one's format; what is beyond the largest value is cut off.
+    #[must_use]
+    pub fn plus(&self, other: Quantity) -> Quantity {
+        let limit = i128::from(i64::MAX) * NANO;
+        let format = if self.nanos == 0 { other.format } else { self.format };
+        Quantity { nanos: (self.nanos + other.nanos).clamp(-limit, limit), format }
+    }
+
+    /// The difference, in this one's format.
+    #[must_use]
+    pub fn minus(&self, other: Quantity) -> Quantity {
+        self.plus(Quantity { nanos: -other.nanos, format: other.format })
     }
 
     /// Whether the value is below zero.

@@ -66,10 +66,7 @@ impl RuntimeConfig {
     }
 
     /// Checks that every group that is named exists.
-    pub fn check<'a>(
-        &self,
-        groups: impl Iterator<Item = &'a str> + Clone,
-    ) -> Result<(), RuntimeConfigError> {
+    pub fn check<'a>(&self, groups: impl Iterator<Item = &'a str> + Clone) -> Result<(), RuntimeConfigError> {
         for key in self.0.keys() {
             let group = key.split('/').next().unwrap_or_default();
             // `api` stands for the core group and for the switches of whole levels.
@@ -117,7 +114,10 @@ mod tests {
     #[test]
     fn stable_versions_are_on_and_others_off() {
         let all = served("");
-        assert!(all.contains(&"v1/pods".to_owned()) && all.contains(&"resource.k8s.io/v1/deviceclasses".to_owned()));
+        assert!(
+            all.contains(&"v1/pods".to_owned())
+                && all.contains(&"resource.k8s.io/v1/deviceclasses".to_owned())
+        );
         assert!(!all.iter().any(|r| r.contains("alpha") || r.contains("beta")), "{all:?}");
     }
 

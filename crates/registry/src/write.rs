@@ -217,6 +217,17 @@ fn check_type(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), 
     Ok(())
 }
 
+/// Takes an object that admission changed through decoding and defaults again.
+pub fn renew(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), Status> {
+    let value = Value::Object(std::mem::take(object));
+    let decoded = decode_value(def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
+    *object = decoded.value;
+    check_type(def, object)?;
+    schema::default::apply(def.schema, def.ty, object);
+    def.strategy.default(object);
+    Ok(())
+}
+
 /// The metadata of an object; `decode_body` and `encode` see to it that there is one.
 pub fn metadata(object: &mut Map<String, Value>) -> &mut Map<String, Value> {
     let entry = object.entry("metadata").or_insert_with(|| json!({}));
@@ -274,6 +285,15 @@ impl Registry {
         }
         schema::default::apply(def.schema, def.ty, &mut object);
         def.strategy.default(&mut object);
+        if def.subresource("status").is_some() && !def.strategy.keeps_status_at_creation() {
+            object.remove("status");
+        }
+        if def.strategy.tracks_owners() {
+            // Before admission: what the server adds belongs to nobody, so that an applier does not take it away.
+            let (now, api_version) = (schema::time::seconds(self.clock.now()), def.api_version());
+            let writer = writer(options, &api_version, target.subresource, &now);
+            own_new_object(def, applied, &mut object, &writer);
+        }
         let name = meta_text(&object, "name").to_owned();
         let attributes = Attributes {
             def,
@@ -293,9 +313,8 @@ impl Registry {
                 let name = format!("{cut}{}", stdx::random_suffix(&*self.random, SUFFIX_LEN));
                 metadata(&mut candidate).insert("name".into(), name.into());
             }
-            let outcome = self
-                .create_named(&target, candidate, applied, options, admit, &attributes, &mut warnings)
-                .await;
+            let outcome =
+                self.create_named(&target, candidate, options, admit, &attributes, &mut warnings).await;
             match outcome {
                 Err(e)
                     if e.is_already_exists() && generate.is_some() && attempt + 1 < GENERATED_NAMES_MAX => {}
@@ -311,7 +330,6 @@ impl Registry {
         &self,
         target: &Target<'_>,
         mut object: Map<String, Value>,
-        applied: Option<&Map<String, Value>>,
         options: &WriteOptions<'_>,
         admit: &dyn Admit,
         attributes: &Attributes<'_>,
@@ -320,9 +338,6 @@ impl Registry {
         let def = target.def;
         let context = self.context(options);
         prepare_new_metadata(def, &mut object, &context);
-        if def.subresource("status").is_some() && !def.strategy.keeps_status_at_creation() {
-            object.remove("status");
-        }
         let reservation = def.strategy.prepare_create(&context, &mut object)?;
         if def.subresource("status").is_some() {
             // Upstream's objects always have one, and clients rely on it.
@@ -343,12 +358,6 @@ impl Registry {
         }
         warnings.extend(def.strategy.warnings(&object));
         admit.validate(attributes, Some(&object), None).await?;
-        let now = schema::time::seconds(context.now);
-        let api_version = def.api_version();
-        if def.strategy.tracks_owners() {
-            let writer = writer(options, &api_version, target.subresource, &now);
-            own_new_object(def, applied, &mut object, &writer);
-        }
         let stored = crate::convert::to_storage(def, object);
         let bytes = meta::object::encode(&stored);
         if options.dry_run {
@@ -614,6 +623,11 @@ impl Registry {
         schema::default::apply(def.schema, def.ty, new);
         def.strategy.default(new);
         def.strategy.default_update(new, old);
+        if kind != Kind::Apply && def.strategy.tracks_owners() {
+            let (now, api_version) = (schema::time::seconds(context.now), def.api_version());
+            let writer = writer(options, &api_version, target.subresource, &now);
+            apply::track_update(def.schema, def.ty, Some(old), new, &writer);
+        }
         let attributes = Attributes {
             def,
             subresource: target.subresource,
@@ -648,12 +662,6 @@ impl Registry {
             return Err(Status::invalid(&def.group, &def.kind, target.name, &errors));
         }
         admit.validate(&attributes, Some(new), Some(old)).await?;
-        if kind != Kind::Apply && def.strategy.tracks_owners() {
-            let now = schema::time::seconds(context.now);
-            let api_version = def.api_version();
-            let writer = writer(options, &api_version, target.subresource, &now);
-            apply::track_update(def.schema, def.ty, Some(old), new, &writer);
-        }
         Ok(reservation)
     }
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use meta::{Status, UserInfo};
-use registry::admit::AdmitAll;
+use registry::admit::{Admit, AdmitAll, Attributes};
 use registry::read::ListOptions;
 use registry::{
     Config, DeleteOptions, FieldValidation, Patch, Registry, ResourceDef, Target, WriteOptions, Written,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use stdx::{SeededRandom, SystemClock};
 
 struct Fixture {
@@ -21,7 +21,11 @@ impl Fixture {
     async fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = store::disk::DiskStore::open(dir.path(), store::disk::Options::default()).unwrap();
-        let config = Config { service_cidr: "10.43.0.0/24".into(), node_ports: 30_000..=30_010, runtime: Default::default() };
+        let config = Config {
+            service_cidr: "10.43.0.0/24".into(),
+            node_ports: 30_000..=30_010,
+            runtime: Default::default(),
+        };
         let random = Arc::new(SeededRandom::new(1));
         let registry =
             Registry::start(Arc::new(store), &config, SystemClock::shared(), random).await.unwrap();
@@ -246,4 +250,48 @@ async fn appliers_own_fields() {
             .await
             .unwrap();
     assert_eq!(value(&less)["data"], json!({"x": "1"}));
+}
+
+/// Adds a label, as admission adds tolerations and volumes.
+struct Labeller;
+
+#[async_trait::async_trait]
+impl Admit for Labeller {
+    async fn mutate(
+        &self,
+        _: &Attributes<'_>,
+        object: &mut Map<String, Value>,
+        _: Option<&Map<String, Value>>,
+    ) -> Result<(), Status> {
+        object["metadata"]["labels"]["added"] = "by-admission".into();
+        Ok(())
+    }
+    async fn validate(
+        &self,
+        _: &Attributes<'_>,
+        _: Option<&Map<String, Value>>,
+        _: Option<&Map<String, Value>>,
+    ) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_admission_adds_belongs_to_nobody() {
+    let f = Fixture::new().await;
+    let maps = f.def("", "configmaps");
+    let config = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a","labels":{"n":"a"}}}"#;
+    let Value::Object(object) = serde_json::from_str(config).unwrap() else { unreachable!() };
+    let target = Target { def: &maps, namespace: "default", name: "", subresource: "" };
+    let made = f.registry.create(target, object, &f.options("cli"), &Labeller, Vec::new()).await.unwrap();
+    let owned = value(&made)["metadata"]["managedFields"][0]["fieldsV1"].to_string();
+    assert!(owned.contains("f:n") && !owned.contains("f:added"), "{owned}");
+    // Neither an update nor an applier takes it away or owns it.
+    let merge = br#"{"data":{"k":"v"}}"#;
+    let target = f.target(&maps, "a");
+    let merged = f.registry.patch(target, Patch::Merge(merge), &f.options("cli"), &Labeller).await.unwrap();
+    assert!(!value(&merged)["metadata"]["managedFields"].to_string().contains("f:added"));
+    let apply = Patch::Apply(config.as_bytes());
+    let applied = f.registry.patch(target, apply, &f.options("applier"), &AdmitAll).await.unwrap();
+    assert_eq!(value(&applied)["metadata"]["labels"]["added"], "by-admission");
 }

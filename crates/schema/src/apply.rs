@@ -264,12 +264,13 @@ fn owned_fields(schema: &Schema, ty: TypeId, object: &Map<String, Value>) -> Fie
     let mut set = FieldSet::default();
     let Some(s) = schema.as_struct(ty) else { return set };
     for (name, value) in ownable(object) {
-        if let Some(field) = s.field(name) {
-            let child = if name == "metadata" {
-                metadata_fields(schema, field.ty, value)
+        if let Some((ty, is_item)) = s.field_type(name) {
+            let mut child = if name == "metadata" {
+                metadata_fields(schema, ty, value)
             } else {
-                fieldset::of_value(schema, field.ty, value)
+                fieldset::of_value(schema, ty, value)
             };
+            child.member |= is_item;
             set.attach(field_edge(name), child);
         }
     }
@@ -300,18 +301,17 @@ fn compare_objects(
     let Some(s) = schema.as_struct(ty) else { return };
     let empty = Map::new();
     let (old, new) = (old.unwrap_or(&empty), new.unwrap_or(&empty));
-    for field in &s.fields {
-        let name = &*field.name;
-        if matches!(name, "apiVersion" | "kind") {
-            continue;
-        }
+    let names = old.keys().chain(new.keys().filter(|k| !old.contains_key(*k)));
+    for name in names.filter(|n| !matches!(n.as_str(), "apiVersion" | "kind")) {
+        let Some((ty, is_item)) = s.field_type(name) else { continue };
         let (a, b) = (old.get(name), new.get(name));
         let (mut c, mut r) = (FieldSet::default(), FieldSet::default());
         if name == "metadata" {
-            compare_metadata(schema, field.ty, a, b, &mut c, &mut r);
+            compare_metadata(schema, ty, a, b, &mut c, &mut r);
         } else {
-            compare(schema, field.ty, a, b, &mut c, &mut r);
+            compare(schema, ty, a, b, &mut c, &mut r);
         }
+        c.member |= is_item && a.is_none();
         changed.attach(field_edge(name), c);
         removed.attach(field_edge(name), r);
     }

@@ -34,6 +34,9 @@ pub struct Decoded {
 
 /// Decodes JSON text as `ty`.
 pub fn decode(schema: &Schema, ty: TypeId, json: &[u8]) -> Result<Decoded, DecodeError> {
+    if let Some(custom) = schema.custom(ty) {
+        return crate::structural::decode::decode(schema, custom.metadata, &custom.props, json);
+    }
     let mut input = serde_json::Deserializer::from_slice(json);
     let decoded = run(schema, ty, &mut input)?;
     input.end().map_err(|e| DecodeError(syntax(&e)))?;
@@ -42,6 +45,9 @@ pub fn decode(schema: &Schema, ty: TypeId, json: &[u8]) -> Result<Decoded, Decod
 
 /// Decodes a JSON tree as `ty`: the result of a patch goes through the same checks as a body.
 pub fn decode_value(schema: &Schema, ty: TypeId, value: Value) -> Result<Decoded, DecodeError> {
+    if let Some(custom) = schema.custom(ty) {
+        return crate::structural::decode::finish(schema, custom.metadata, &custom.props, value);
+    }
     run(schema, ty, value)
 }
 
@@ -120,7 +126,7 @@ impl Seed<'_> {
             Shape::Quantity => "resource.Quantity",
             Shape::IntOrString => "intstr.IntOrString",
             Shape::Time | Shape::MicroTime => "string",
-            Shape::Any => "object",
+            Shape::Any | Shape::Free => "object",
             Shape::List { .. } => "[]",
             Shape::Map { .. } => "map[string]",
             Shape::Struct(at) => {
@@ -144,7 +150,7 @@ impl Seed<'_> {
             Shape::Int32 => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
             Shape::IntOrString => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
             Shape::Int64 => n.as_i64().is_some(),
-            Shape::Double | Shape::Any => true,
+            Shape::Double | Shape::Any | Shape::Free => true,
             Shape::Quantity => {
                 return match Quantity::parse(&n.to_string()) {
                     Ok(q) => Ok(Some(Value::String(q.to_string()))),
@@ -159,7 +165,7 @@ impl Seed<'_> {
 
     fn text<E: serde::de::Error>(&self, s: String) -> Result<Option<Value>, E> {
         let s = match self.schema.shape(self.ty) {
-            Shape::String | Shape::IntOrString | Shape::Any => s,
+            Shape::String | Shape::IntOrString | Shape::Any | Shape::Free => s,
             Shape::Bytes => {
                 if !is_base64(&s) {
                     return Err(E::custom(format!(
@@ -248,7 +254,7 @@ impl Seed<'_> {
                     }
                 }
             }
-            Shape::Any => {
+            Shape::Any | Shape::Free => {
                 while let Some(name) = input.next_key::<String>()? {
                     let seed = Seed { schema, ty: self.ty, state: self.state };
                     let value = input.next_value_seed(seed)?;
@@ -264,7 +270,7 @@ impl Seed<'_> {
         let schema = self.schema;
         let item = match schema.shape(self.ty) {
             Shape::List { item, .. } => *item,
-            Shape::Any => self.ty,
+            Shape::Any | Shape::Free => self.ty,
             _ => return Err(self.mismatch("array")),
         };
         let mut out = Vec::new();
@@ -298,7 +304,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
     fn visit_bool<E: serde::de::Error>(self, b: bool) -> Result<Self::Value, E> {
         match self.schema.shape(self.ty) {
-            Shape::Bool | Shape::Any => Ok(Some(Value::Bool(b))),
+            Shape::Bool | Shape::Any | Shape::Free => Ok(Some(Value::Bool(b))),
             _ => Err(self.mismatch("bool")),
         }
     }

@@ -6,6 +6,9 @@ use crate::types::{Schema, Shape, TypeId};
 
 /// Fills in the defaults of `ty` and of everything inside it.
 pub fn apply(schema: &Schema, ty: TypeId, object: &mut Map<String, Value>) {
+    if let Some(custom) = schema.custom(ty) {
+        return crate::structural::prune::default(&custom.props, object);
+    }
     let Some(s) = schema.as_struct(ty) else { return };
     for field in &s.fields {
         if let Some(default) = &field.default

@@ -204,8 +204,9 @@ pub fn ownership(schema: &Schema, ty: TypeId) -> Ownership<'_> {
             if s.atomic {
                 return Ownership::Whole;
             }
-            Ownership::Fields(Box::new(move |name| s.field(name).map(|f| (f.ty, false))))
+            Ownership::Fields(Box::new(move |name| s.field_type(name)))
         }
+        Shape::Free => Ownership::Fields(Box::new(move |_| Some((ty, true)))),
         Shape::Map { item, atomic: false } => Ownership::Fields(Box::new(move |_| Some((*item, true)))),
         Shape::List { item, kind: ListKind::Map(keys) } => Ownership::Keyed(*item, keys),
         Shape::List { kind: ListKind::Set, .. } => Ownership::Set,

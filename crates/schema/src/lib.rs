@@ -12,6 +12,7 @@ pub mod fieldset;
 pub mod protobuf;
 pub mod required;
 pub mod strategic;
+pub mod structural;
 pub mod time;
 pub mod types;
 pub mod wire;

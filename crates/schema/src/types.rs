@@ -4,9 +4,11 @@
 //! start (about 860 types, a few milliseconds); a custom resource builds the same [`Schema`] at run time.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
+
+use crate::structural::Props;
 
 /// Index of a type in its [`Schema`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +52,8 @@ pub enum Shape {
     MicroTime,
     /// Any JSON, kept as it is.
     Any,
+    /// Any JSON whose objects are owned field by field.
+    Free,
     List {
         item: TypeId,
         kind: ListKind,
@@ -96,6 +100,8 @@ pub struct Struct {
     pub atomic: bool,
     /// Group, version, kind where it is a top-level kind.
     pub gvk: Option<(Box<str>, Box<str>, Box<str>)>,
+    /// Type of fields that are not listed; none where such fields are unknown.
+    pub rest: Option<TypeId>,
 }
 
 impl Struct {
@@ -103,6 +109,12 @@ impl Struct {
     pub fn field(&self, name: &str) -> Option<&Field> {
         let at = self.fields.binary_search_by(|f| (*f.name).cmp(name)).ok()?;
         Some(&self.fields[at])
+    }
+
+    /// The type of a field, and whether the struct does not list it.
+    pub fn field_type(&self, name: &str) -> Option<(TypeId, bool)> {
+        let listed = self.field(name).map(|f| (f.ty, false));
+        listed.or(self.rest.map(|ty| (ty, true)))
     }
 }
 
@@ -113,6 +125,18 @@ pub struct Schema {
     interned: HashMap<Shape, TypeId>,
     structs: Vec<Struct>,
     by_name: HashMap<Box<str>, u32>,
+    custom: Option<Custom>,
+}
+
+/// The kind of a custom resource among its types.
+#[derive(Debug)]
+pub struct Custom {
+    /// Its own type.
+    pub ty: TypeId,
+    /// Type of its metadata.
+    pub metadata: TypeId,
+    /// What its author says of it.
+    pub props: Props,
 }
 
 /// A line of the type data cannot be understood.
@@ -127,13 +151,13 @@ pub struct LoadError {
 
 impl Schema {
     /// All built-in types of v1.37.
-    pub fn builtin() -> &'static Schema {
-        static BUILTIN: OnceLock<Schema> = OnceLock::new();
+    pub fn builtin() -> &'static Arc<Schema> {
+        static BUILTIN: OnceLock<Arc<Schema>> = OnceLock::new();
         BUILTIN.get_or_init(|| {
             let loaded = Schema::parse(include_str!("../data/types.txt"))
                 .and_then(|s| s.with_defaults(include_str!("../data/defaults.txt")));
             match loaded {
-                Ok(schema) => schema,
+                Ok(schema) => Arc::new(schema),
                 // Our own data, checked by a test of this crate.
                 Err(e) => unreachable!("built-in {e}"),
             }
@@ -182,7 +206,61 @@ impl Schema {
         self.as_struct(ty).is_some_and(|s| s.fields.iter().any(|f| f.tag.1 > 0))
     }
 
-    fn intern(&mut self, shape: Shape) -> TypeId {
+    /// The custom resource that these types are of.
+    pub fn custom(&self, ty: TypeId) -> Option<&Custom> {
+        self.custom.as_ref().filter(|c| c.ty == ty)
+    }
+
+    /// Makes these the types of a custom resource.
+    pub(crate) fn describe(&mut self, ty: TypeId, metadata: Option<TypeId>, props: Props) {
+        self.custom = metadata.map(|metadata| Custom { ty, metadata, props });
+    }
+
+    /// The type of values nothing is known of.
+    pub(crate) fn free(&mut self) -> TypeId {
+        self.intern(Shape::Free)
+    }
+
+    /// Adds a struct.
+    pub(crate) fn add(&mut self, s: Struct) -> TypeId {
+        let at = self.structs.len() as u32;
+        if !s.name.is_empty() {
+            self.by_name.insert(s.name.clone(), at);
+        }
+        self.structs.push(s);
+        self.intern(Shape::Struct(at))
+    }
+
+    /// Copies a type of another schema with everything it refers to.
+    pub(crate) fn import(&mut self, from: &Schema, ty: TypeId) -> TypeId {
+        match from.shape(ty) {
+            Shape::List { item, kind } => {
+                let item = self.import(from, *item);
+                self.intern(Shape::List { item, kind: kind.clone() })
+            }
+            Shape::Map { item, atomic } => {
+                let item = self.import(from, *item);
+                self.intern(Shape::Map { item, atomic: *atomic })
+            }
+            Shape::Struct(at) => {
+                let s = from.struct_at(*at);
+                if let Some(known) = self.named(&s.name) {
+                    return known;
+                }
+                let empty = Struct { fields: Vec::new(), ..s.clone() };
+                let copy = self.add(empty);
+                let fields: Vec<Field> =
+                    s.fields.iter().map(|f| Field { ty: self.import(from, f.ty), ..f.clone() }).collect();
+                if let Shape::Struct(at) = self.shape(copy).clone() {
+                    self.structs[at as usize].fields = fields;
+                }
+                copy
+            }
+            shape => self.intern(shape.clone()),
+        }
+    }
+
+    pub(crate) fn intern(&mut self, shape: Shape) -> TypeId {
         if let Some(id) = self.interned.get(&shape) {
             return *id;
         }
@@ -199,7 +277,13 @@ impl Schema {
             let full = format!("{package}.{name}").into_boxed_str();
             let at = schema.structs.len() as u32;
             schema.by_name.insert(full.clone(), at);
-            schema.structs.push(Struct { name: full, fields: Vec::new(), atomic: false, gvk: None });
+            schema.structs.push(Struct {
+                name: full,
+                fields: Vec::new(),
+                atomic: false,
+                gvk: None,
+                rest: None,
+            });
             schema.intern(Shape::Struct(at));
         }
         let (mut package, mut current) = ("", None::<usize>);

@@ -14,7 +14,7 @@ pub use types::{
     Change, Error, Event, EventKind, Expect, KeyValue, Range, RangeResult, Revision, Stats, Write,
     WriteOutcome, prefix_end,
 };
-pub use watch::{Batch, WATCH_BUFFER_BATCHES, WatchSender, WatchStream, channel as watch_channel};
+pub use watch::{Batch, MapBatch, WATCH_BUFFER_BATCHES, WatchSender, WatchStream, channel as watch_channel};
 
 use async_trait::async_trait;
 

@@ -22,12 +22,21 @@ pub struct Batch {
     pub events: Arc<[Event]>,
 }
 
+/// What a layer above the engine makes of each batch.
+pub type MapBatch = Box<dyn Fn(Batch) -> Result<Batch, Error> + Send>;
+
 /// A watch: batches of changes until it ends with an error or the store closes.
-#[derive(Debug)]
 pub struct WatchStream {
     batches: mpsc::Receiver<Batch>,
     ending: Arc<OnceLock<Error>>,
     ended: bool,
+    map: Option<MapBatch>,
+}
+
+impl std::fmt::Debug for WatchStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WatchStream").field("ended", &self.ended).finish_non_exhaustive()
+    }
 }
 
 /// The engine's end of a watch.
@@ -43,7 +52,7 @@ pub fn channel(buffer: usize) -> (WatchSender, WatchStream) {
     let ending = Arc::new(OnceLock::new());
     (
         WatchSender { batches: sender, ending: ending.clone() },
-        WatchStream { batches: receiver, ending, ended: false },
+        WatchStream { batches: receiver, ending, ended: false, map: None },
     )
 }
 
@@ -87,6 +96,15 @@ impl WatchStream {
     pub async fn next(&mut self) -> Option<Result<Batch, Error>> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
+
+    /// The same watch with every batch passed through `map`; the first error ends it.
+    pub fn mapped(mut self, map: MapBatch) -> WatchStream {
+        self.map = Some(match self.map.take() {
+            None => map,
+            Some(inner) => Box::new(move |batch| map(inner(batch)?)),
+        });
+        self
+    }
 }
 
 impl Stream for WatchStream {
@@ -98,7 +116,14 @@ impl Stream for WatchStream {
         }
         match self.batches.poll_recv(cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(batch)) => Poll::Ready(Some(Ok(batch))),
+            Poll::Ready(Some(batch)) => {
+                let batch = match &self.map {
+                    Some(map) => map(batch),
+                    None => Ok(batch),
+                };
+                self.ended = batch.is_err();
+                Poll::Ready(Some(batch))
+            }
             Poll::Ready(None) => {
                 self.ended = true;
                 Poll::Ready(self.ending.get().map(|reason| Err(reason.clone())))

@@ -36,6 +36,10 @@ fn version(object: &Value) -> &str {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
+    [from_server(), from_watchers(), from_deployment()].concat()
+}
+
+fn from_server() -> Vec<Case> {
     vec![
         Case {
             name: "[sig-api-machinery] server version should find the server version [Conformance]",
@@ -117,6 +121,11 @@ pub fn cases() -> Vec<Case> {
                 Ok(())
             },
         },
+    ]
+}
+
+fn from_watchers() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-api-machinery] Watchers should receive events on concurrent watches in same order [Conformance]",
             run: |s| {
@@ -136,6 +145,25 @@ pub fn cases() -> Vec<Case> {
                 }
                 ensure!(orders.windows(2).all(|p| p[0] == p[1]), "{orders:?}");
                 Ok(())
+            },
+        },
+        Case {
+            name: "[sig-api-machinery] Garbage collector should not be blocked by dependency circle [Conformance]",
+            run: |s| {
+                let names = ["pod1", "pod2", "pod3"];
+                for name in names {
+                    s.create("pods", pod(name, "sleep 600", |_| {}))?;
+                }
+                for (dependent, owner) in [("pod1", "pod3"), ("pod2", "pod1"), ("pod3", "pod2")] {
+                    let uid = s.get("pods", owner)?["metadata"]["uid"].clone();
+                    let reference = json!({"apiVersion": "v1", "kind": "Pod", "name": owner, "uid": uid,
+                        "controller": true, "blockOwnerDeletion": true});
+                    s.merge("pods", dependent, "", json!({"metadata": {"ownerReferences": [reference]}}))?;
+                }
+                let foreground =
+                    DeleteParams { propagation: Some(Propagation::Foreground), ..Default::default() };
+                s.delete("pods", "pod1", &foreground)?;
+                names.iter().try_for_each(|name| s.wait_gone("pods", name))
             },
         },
         Case {
@@ -185,6 +213,11 @@ pub fn cases() -> Vec<Case> {
                 Ok(())
             },
         },
+    ]
+}
+
+fn from_deployment() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-apps] Deployment RollingUpdateDeployment should delete old pods and create new ones [Conformance]",
             run: |s| {

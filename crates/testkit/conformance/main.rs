@@ -5,10 +5,18 @@ mod cli;
 mod network;
 mod node;
 mod operations;
+mod quota;
 mod storage;
 
 fn main() -> std::process::ExitCode {
-    let groups =
-        [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases(), operations::cases()];
+    let groups = [
+        storage::cases(),
+        node::cases(),
+        api::cases(),
+        network::cases(),
+        cli::cases(),
+        operations::cases(),
+        quota::cases(),
+    ];
     testkit::runner::main(&groups.concat())
 }

@@ -102,6 +102,10 @@ fn from_key(kind: &str) -> Value {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
+    [from_configmap(), from_container(), from_security(), from_probing()].concat()
+}
+
+fn from_configmap() -> Vec<Case> {
     vec![
         Case {
             name: "[sig-node] ConfigMap should be consumable via environment variable [NodeConformance] [Conformance]",
@@ -197,6 +201,11 @@ pub fn cases() -> Vec<Case> {
                 has(&env(s, vars, json!([]))?, &["OUT=env\n", &format!("NS={}\n", s.namespace), "IP=10.42."])
             },
         },
+    ]
+}
+
+fn from_container() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-node] Container Runtime blackbox test on terminated container should report termination message as empty when pod succeeds and TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]",
             run: |s| {
@@ -218,6 +227,15 @@ pub fn cases() -> Vec<Case> {
                         0
                     )? == "OK"
                 );
+                Ok(())
+            },
+        },
+        Case {
+            name: "[sig-node] Container Runtime blackbox test on terminated container should report termination message from log output if TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]",
+            run: |s| {
+                let script = "echo -n DONE; exit 1";
+                let text = message(s, script, "FallbackToLogsOnError", "/dev/termination-log", 0)?;
+                ensure!(text == "DONE", "{text:?}");
                 Ok(())
             },
         },
@@ -282,6 +300,11 @@ pub fn cases() -> Vec<Case> {
                 security(s, "touch /f && echo written", json!({"readOnlyRootFilesystem": false}), "written")
             },
         },
+    ]
+}
+
+fn from_security() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-node] Security Context when creating containers with AllowPrivilegeEscalation should not allow privilege escalation when false [LinuxOnly] [NodeConformance] [Conformance]",
             run: |s| {
@@ -373,6 +396,11 @@ pub fn cases() -> Vec<Case> {
                 )
             },
         },
+    ]
+}
+
+fn from_probing() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-node] Probing container should be restarted with a /healthz http liveness probe [NodeConformance] [Conformance]",
             run: |s| {

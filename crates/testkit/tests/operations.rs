@@ -52,7 +52,8 @@ fn operations() -> Vec<Operation> {
 fn sample(samples: &Map<String, Value>, kind: (&str, &str, &str), namespace: &str) -> Option<Value> {
     let (g, v, k) = kind;
     let found = samples.get(&format!("{g}/{v}/{k}")).or_else(|| samples.get(&format!("{g}/{k}")))?;
-    let mut object: Value = serde_json::from_str(&found.to_string().replace("\"NS\"", &format!("{namespace:?}"))).ok()?;
+    let mut object: Value =
+        serde_json::from_str(&found.to_string().replace("\"NS\"", &format!("{namespace:?}"))).ok()?;
     object["apiVersion"] = if g.is_empty() { v.into() } else { format!("{g}/{v}").into() };
     object["kind"] = k.into();
     if object["metadata"]["name"].is_null() && !k.ends_with("Review") {
@@ -121,7 +122,9 @@ impl Caller<'_> {
         let find = |action: &'static str| {
             all.iter().filter(move |o| o.action == action && !o.path.contains("{name}/"))
         };
-        let Some(kind) = all.iter().find(|o| !o.path.contains("{name}/")).and_then(|o| o.kind) else { return };
+        let Some(kind) = all.iter().find(|o| !o.path.contains("{name}/")).and_then(|o| o.kind) else {
+            return;
+        };
         let list = format!("{}List", kind.2);
         let list_kind = (kind.0, kind.1, list.as_str());
         let none = ("", &Value::Null);
@@ -229,7 +232,8 @@ impl Caller<'_> {
                 self.expect(o, "absent", (json, &body), &[404], status);
             }
             ("post", "eviction") => {
-                let body = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "absent"}});
+                let body =
+                    json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "absent"}});
                 self.expect(o, "absent", (json, &body), &[404], status);
             }
             ("post", _) => {
@@ -261,7 +265,8 @@ fn resource_of(path: &str) -> String {
     let words: Vec<&str> = path.split('/').filter(|w| !w.is_empty()).collect();
     let (root, rest) = words.split_at(if words[0] == "api" { 2 } else { 3 });
     let rest = if rest[0] == "watch" { &rest[1..] } else { rest };
-    let rest = if rest.len() > 2 && rest[0] == "namespaces" && rest[1] == "{namespace}" { &rest[2..] } else { rest };
+    let rest =
+        if rest.len() > 2 && rest[0] == "namespaces" && rest[1] == "{namespace}" { &rest[2..] } else { rest };
     format!("{} {}", root.join("/"), rest[0])
 }
 
@@ -269,7 +274,8 @@ fn resource_of(path: &str) -> String {
 fn published(document: &Value) -> BTreeMap<(String, String), String> {
     let mut out = BTreeMap::new();
     for (path, item) in document["paths"].as_object().into_iter().flatten() {
-        for (method, operation) in item.as_object().into_iter().flatten().filter(|(m, _)| *m != "parameters") {
+        for (method, operation) in item.as_object().into_iter().flatten().filter(|(m, _)| *m != "parameters")
+        {
             let id = operation["operationId"].as_str().unwrap_or_default().to_owned();
             out.insert((method.to_uppercase(), path.clone()), id);
         }
@@ -325,6 +331,11 @@ fn every_operation_answers_as_documented() -> anyhow::Result<()> {
         caller.resource(operations);
     }
     println!("{} operations, {} calls", all.len(), caller.calls);
-    ensure!(caller.problems.is_empty(), "{} problems:\n{}", caller.problems.len(), caller.problems.join("\n"));
+    ensure!(
+        caller.problems.is_empty(),
+        "{} problems:\n{}",
+        caller.problems.len(),
+        caller.problems.join("\n")
+    );
     Ok(())
 }

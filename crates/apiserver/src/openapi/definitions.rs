@@ -206,7 +206,7 @@ impl<'a> Builder<'a> {
             Shape::IntOrString => self.refer(INT_OR_STRING),
             Shape::Time => self.refer(TIME),
             Shape::MicroTime => self.refer(MICRO_TIME),
-            Shape::Any => json!({"type": "object"}),
+            Shape::Any | Shape::Free => json!({"type": "object"}),
             Shape::List { item, .. } => {
                 json!({"type": "array", "items": self.of_item(*item)})
             }
@@ -219,7 +219,6 @@ impl<'a> Builder<'a> {
             }
         }
     }
-
 
     /// The type of a member of a list or map; v3 names what an absent one stands for.
     fn of_item(&mut self, ty: TypeId) -> Value {

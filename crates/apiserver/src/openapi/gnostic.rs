@@ -224,10 +224,7 @@ mod two {
         extensions: 23,
     };
     static RESPONSE: Message = Message {
-        fields: &[
-            ("description", 1, Kind::Text),
-            ("schema", 2, Kind::Inside(1, &Kind::One(&SCHEMA))),
-        ],
+        fields: &[("description", 1, Kind::Text), ("schema", 2, Kind::Inside(1, &Kind::One(&SCHEMA)))],
         extensions: 5,
     };
 

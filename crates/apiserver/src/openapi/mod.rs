@@ -209,7 +209,11 @@ fn parts(table: &ResourceTable) -> Vec<String> {
             out.push(format!("apis/{group}"));
         }
         for version in versions {
-            out.push(if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") });
+            out.push(if group.is_empty() {
+                format!("api/{version}")
+            } else {
+                format!("apis/{group}/{version}")
+            });
         }
     }
     out.sort();

@@ -90,9 +90,13 @@ const fn query(name: &'static str, ty: &'static str, text: &'static str) -> Para
 }
 
 const PRETTY: Parameter = query("pretty", "string", "If 'true', the answer is indented.");
-const DRY_RUN: Parameter = query("dryRun", "string", "With 'All' the request runs through every stage, but nothing is kept.");
-const MANAGER: Parameter =
-    query("fieldManager", "string", "Name of the actor that makes the change; at most 128 printable characters.");
+const DRY_RUN: Parameter =
+    query("dryRun", "string", "With 'All' the request runs through every stage, but nothing is kept.");
+const MANAGER: Parameter = query(
+    "fieldManager",
+    "string",
+    "Name of the actor that makes the change; at most 128 printable characters.",
+);
 const VALIDATION: Parameter = query(
     "fieldValidation",
     "string",
@@ -110,38 +114,32 @@ const GRACE: Parameter =
 const ORPHAN: Parameter = query("orphanDependents", "boolean", "Deprecated: use propagationPolicy.");
 const PROPAGATION: Parameter =
     query("propagationPolicy", "string", "What becomes of dependents: Orphan, Background or Foreground.");
-const BOOKMARKS: Parameter =
-    query("allowWatchBookmarks", "boolean", "A watch may send BOOKMARK events that carry only a resource version.");
-const CONTINUE: Parameter = query("continue", "string", "The token of the page before: asks for the next page.");
+const BOOKMARKS: Parameter = query(
+    "allowWatchBookmarks",
+    "boolean",
+    "A watch may send BOOKMARK events that carry only a resource version.",
+);
+const CONTINUE: Parameter =
+    query("continue", "string", "The token of the page before: asks for the next page.");
 const FIELDS: Parameter =
     query("fieldSelector", "string", "Selects objects by their fields. Everything by default.");
 const LABELS: Parameter =
     query("labelSelector", "string", "Selects objects by their labels. Everything by default.");
 const LIMIT: Parameter = query("limit", "integer", "Most items of one page.");
-const VERSION: Parameter = query("resourceVersion", "string", "Constrains the versions that may serve the request.");
-const VERSION_MATCH: Parameter =
-    query("resourceVersionMatch", "string", "How resourceVersion is applied to a list: Exact or NotOlderThan.");
-const INITIAL: Parameter = query(
-    "sendInitialEvents",
-    "boolean",
-    "A watch begins with the current objects, followed by a bookmark.",
+const VERSION: Parameter =
+    query("resourceVersion", "string", "Constrains the versions that may serve the request.");
+const VERSION_MATCH: Parameter = query(
+    "resourceVersionMatch",
+    "string",
+    "How resourceVersion is applied to a list: Exact or NotOlderThan.",
 );
+const INITIAL: Parameter =
+    query("sendInitialEvents", "boolean", "A watch begins with the current objects, followed by a bookmark.");
 const TIMEOUT: Parameter = query("timeoutSeconds", "integer", "Longest duration of a list or watch.");
 const WATCH: Parameter = query("watch", "boolean", "Streams the changes instead of listing the objects.");
 
-const LIST_QUERY: &[Parameter] = &[
-    BOOKMARKS,
-    CONTINUE,
-    FIELDS,
-    LABELS,
-    LIMIT,
-    PRETTY,
-    VERSION,
-    VERSION_MATCH,
-    INITIAL,
-    TIMEOUT,
-    WATCH,
-];
+const LIST_QUERY: &[Parameter] =
+    &[BOOKMARKS, CONTINUE, FIELDS, LABELS, LIMIT, PRETTY, VERSION, VERSION_MATCH, INITIAL, TIMEOUT, WATCH];
 const WRITE_QUERY: &[Parameter] = &[DRY_RUN, MANAGER, VALIDATION, PRETTY];
 const PATCH_QUERY: &[Parameter] = &[DRY_RUN, MANAGER, VALIDATION, FORCE, PRETTY];
 const DELETE_QUERY: &[Parameter] = &[DRY_RUN, GRACE, UNSAFE_DELETE, ORPHAN, PROPAGATION, PRETTY];
@@ -249,7 +247,14 @@ impl<'a> Row<'a> {
         };
         let kind = (&*def.group, &*def.version, &*def.kind);
         let ty = def.schema.as_struct(def.ty).map_or_else(
-            || format!("{}.{}.{}", def.group.split('.').rev().collect::<Vec<_>>().join("."), def.version, def.kind),
+            || {
+                format!(
+                    "{}.{}.{}",
+                    def.group.split('.').rev().collect::<Vec<_>>().join("."),
+                    def.version,
+                    def.kind
+                )
+            },
             |s| s.name.to_string(),
         );
         let list = type_name(def.schema, (kind.0, kind.1, &format!("{}List", kind.2)));
@@ -317,7 +322,12 @@ impl<'a> Row<'a> {
                 "watch changes to an object of kind {kind}. deprecated: use the 'watch' parameter with a list operation instead, filtered to a single item with the 'fieldSelector' parameter."
             );
             let base = self.base(true);
-            out.push(watch("watchlist", base.clone(), format!("watch{word}{scope}{kind}List"), every.clone()));
+            out.push(watch(
+                "watchlist",
+                base.clone(),
+                format!("watch{word}{scope}{kind}List"),
+                every.clone(),
+            ));
             out.push(watch("watch", format!("{base}/{{name}}"), format!("watch{word}{scope}{kind}"), one));
         }
         if self.def.namespaced {
@@ -513,7 +523,8 @@ fn plain(path: String, id: String, tag: String, text: &str, ty: Option<&str>) ->
 
 /// The discovery document of one version.
 pub fn of_version(group: &str, version: &str) -> Operation {
-    let path = if group.is_empty() { format!("/api/{version}/") } else { format!("/apis/{group}/{version}/") };
+    let path =
+        if group.is_empty() { format!("/api/{version}/") } else { format!("/apis/{group}/{version}/") };
     let id = format!("get{}{}APIResources", group_word(group), capital(version));
     let ty = format!("{META}APIResourceList");
     plain(path, id, tag(group, version), "get available resources", Some(&ty))
@@ -538,11 +549,23 @@ pub fn of_server() -> Vec<(&'static str, Operation)> {
     vec![
         (
             "api",
-            plain("/api/".into(), "getCoreAPIVersions".into(), "core".into(), versions, Some(&meta("APIVersions"))),
+            plain(
+                "/api/".into(),
+                "getCoreAPIVersions".into(),
+                "core".into(),
+                versions,
+                Some(&meta("APIVersions")),
+            ),
         ),
         (
             "apis",
-            plain("/apis/".into(), "getAPIVersions".into(), "apis".into(), versions, Some(&meta("APIGroupList"))),
+            plain(
+                "/apis/".into(),
+                "getAPIVersions".into(),
+                "apis".into(),
+                versions,
+                Some(&meta("APIGroupList")),
+            ),
         ),
         (
             "version",

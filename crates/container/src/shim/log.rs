@@ -99,10 +99,10 @@ impl LogWriter {
         self.flush(now);
     }
 
-    /// Writes the line that never ended.
+    /// Writes the line that never ended: as a part, so that readers put no newline behind it.
     pub(super) fn finish(&mut self, stream: Stream, partial: &mut Partial, now: Timestamp) {
         if !partial.0.is_empty() {
-            self.entry(stream, 'F', &std::mem::take(&mut partial.0), now);
+            self.entry(stream, 'P', &std::mem::take(&mut partial.0), now);
             self.flush(now);
         }
     }
@@ -186,7 +186,7 @@ mod tests {
             format!("{stamp} stderr F oops"),
             format!("{stamp} stdout F two"),
             format!("{stamp} stdout F "),
-            format!("{stamp} stdout F last"),
+            format!("{stamp} stdout P last"),
         ];
         assert_eq!(fs::read_to_string(&path).unwrap().lines().collect::<Vec<_>>(), want);
 

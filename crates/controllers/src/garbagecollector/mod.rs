@@ -169,11 +169,17 @@ impl Loop {
                 None => self.ask(&live, owner).await?,
             });
         }
-        let has_dependents = self.with_graph(|graph| !graph.dependents(uid).is_empty());
-        match graph::judge(&live, &standings, has_dependents) {
+        let dependents = self.with_graph(|graph| graph.dependents(uid));
+        match graph::judge(&live, &standings, !dependents.is_empty()) {
             Verdict::Keep => {}
             Verdict::Disown(owners) => self.disown(&node, &owners).await?,
-            Verdict::Delete { foreground } => self.delete(&node, &live, foreground).await?,
+            Verdict::Delete { foreground } => {
+                // Owner and dependent that wait for each other would wait for ever.
+                if foreground && dependents.iter().any(|d| d.item.waits_for_dependents()) {
+                    self.unblock_owners(&node).await?;
+                }
+                self.delete(&node, &live, foreground).await?;
+            }
         }
         Ok(Action::Wait)
     }
@@ -235,10 +241,29 @@ impl Loop {
 
     /// Takes owners out of an object's references.
     async fn disown(&self, node: &Node, owners: &[String]) -> Result<(), ControlError> {
+        let is_loose = |r: &Value| owners.iter().any(|uid| r["uid"] == uid.as_str());
+        self.change_owners(node, |references| references.retain(|r| !is_loose(r))).await
+    }
+
+    /// No owner waits for this object any more.
+    async fn unblock_owners(&self, node: &Node) -> Result<(), ControlError> {
+        let unblock = |reference: &mut Value| {
+            if let Some(blocks) = reference.get_mut("blockOwnerDeletion") {
+                *blocks = false.into();
+            }
+        };
+        self.change_owners(node, |references| references.iter_mut().for_each(unblock)).await
+    }
+
+    async fn change_owners(
+        &self,
+        node: &Node,
+        change: impl FnOnce(&mut Vec<Value>),
+    ) -> Result<(), ControlError> {
         let Some((live, value)) = self.live_value(node).await? else { return Ok(()) };
         let mut references = value["metadata"]["ownerReferences"].clone();
         if let Some(list) = references.as_array_mut() {
-            list.retain(|r| !owners.iter().any(|uid| r["uid"] == uid.as_str()));
+            change(list);
         }
         let patch = Patch::Merge(json!({"metadata": {
             "uid": &*live.uid, "resourceVersion": &*live.version, "ownerReferences": references,

@@ -33,7 +33,11 @@ impl Cluster {
         let (clock, random) = (SystemClock::shared(), Arc::new(ThreadRandom));
         let store =
             store::disk::DiskStore::open(&directory.path().join("store"), Default::default()).unwrap();
-        let config = registry::Config { service_cidr: "10.43.0.0/16".into(), node_ports: 30000..=32767, runtime: Default::default() };
+        let config = registry::Config {
+            service_cidr: "10.43.0.0/16".into(),
+            node_ports: 30000..=32767,
+            runtime: Default::default(),
+        };
         let registry =
             registry::Registry::start(Arc::new(store), &config, clock.clone(), random.clone()).await.unwrap();
         let pki = auth::pki::Pki::open_or_create(&directory.path().join("pki"), clock.clone()).unwrap();
