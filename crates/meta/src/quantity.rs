@@ -76,19 +76,6 @@ impl Quantity {
         Quantity { nanos: i128::from(units) * NANO, format: Format::Decimal }
     }
 
-    /// The sum, in the format of the first unless that is zero.
-    #[must_use]
-    pub fn plus(self, other: Quantity) -> Quantity {
-        let format = if self.nanos == 0 { other.format } else { self.format };
-        Quantity { nanos: self.nanos.saturating_add(other.nanos), format }
-    }
-
-    /// The difference, in the format of the first unless that is zero.
-    #[must_use]
-    pub fn minus(self, other: Quantity) -> Quantity {
-        self.plus(Quantity { nanos: other.nanos.saturating_neg(), format: other.format })
-    }
-
     /// Value in units, rounded up.
     pub fn value(&self) -> i64 {
         clamp(div_ceil(self.nanos, NANO))
