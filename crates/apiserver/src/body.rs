@@ -31,9 +31,7 @@ pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
 pub async fn read(body: Body) -> Result<Bytes, Status> {
     match tokio::time::timeout(REQUEST_TIME_MAX, read_all(body)).await {
         Ok(read) => read,
-        Err(_) => {
-            Err(Status::timeout("Timeout: request did not complete within the allotted timeout"))
-        }
+        Err(_) => Err(Status::timeout("Timeout: request did not complete within the allotted timeout")),
     }
 }
 

@@ -114,7 +114,9 @@ impl<'a> Clause<'a> {
             "" => Some(Shape::Object),
             // People read tables; there is no protobuf of them.
             "Table" if meta && offer.shapes && media != Media::Protobuf => Some(Shape::Table),
-            "PartialObjectMetadata" | "PartialObjectMetadataList" if meta && offer.shapes => Some(Shape::Partial),
+            "PartialObjectMetadata" | "PartialObjectMetadataList" if meta && offer.shapes => {
+                Some(Shape::Partial)
+            }
             "APIGroupDiscoveryList"
                 if self.get("g") == "apidiscovery.k8s.io" && matches!(self.get("v"), "v2" | "v2beta1") =>
             {

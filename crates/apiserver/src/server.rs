@@ -338,12 +338,7 @@ impl Server {
 /// Resources that are served for old clients only: group, version, resource, and what clients are told.
 const DEPRECATED: [(&str, &str, &str, &str); 2] = [
     ("", "v1", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
-    (
-        "",
-        "v1",
-        "endpoints",
-        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
-    ),
+    ("", "v1", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
 ];
 
 fn deprecation(info: &RequestInfo) -> Vec<String> {

@@ -399,9 +399,10 @@ async fn scale(server: &Server, call: &Call<'_>, method: &str, body: bytes::Byte
                 meta::patch::merge_patch(&mut scale, &negotiate::yaml_to_json(&body)?)?
             }
             _ => {
-                return Err(negotiate::unsupported(
-                    &["application/json-patch+json", "application/merge-patch+json"],
-                ));
+                return Err(negotiate::unsupported(&[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                ]));
             }
         }
         scale

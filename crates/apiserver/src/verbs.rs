@@ -58,11 +58,7 @@ impl<'a> Call<'a> {
     /// The options of a list or watch.
     pub fn list_options(&self) -> Result<ListOptions, Status> {
         let limit = self.query.get("limit");
-        let limit = if limit.is_empty() {
-            0
-        } else {
-            integer(limit)?
-        };
+        let limit = if limit.is_empty() { 0 } else { integer(limit)? };
         Ok(ListOptions {
             label_selector: self.query.get("labelSelector").into(),
             field_selector: self.query.get("fieldSelector").into(),
@@ -248,14 +244,12 @@ impl Server {
                 Patch::Apply(&yaml)
             }
             _ => {
-                return Err(negotiate::unsupported(
-                    &[
-                        "application/json-patch+json",
-                        "application/merge-patch+json",
-                        "application/strategic-merge-patch+json",
-                        "application/apply-patch+yaml",
-                    ],
-                ));
+                return Err(negotiate::unsupported(&[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                    "application/strategic-merge-patch+json",
+                    "application/apply-patch+yaml",
+                ]));
             }
         };
         let options = call.write_options()?;

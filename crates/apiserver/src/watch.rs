@@ -66,7 +66,9 @@ impl Stream {
         let converts = self.def().is_some_and(|d| d.stored_as.is_some());
         if self.shape == Shape::Object && !converts {
             return match self.media {
-                Media::Protobuf => seen.encoded(|| self.frame(seen.change.as_str(), &seen.event.object.bytes)),
+                Media::Protobuf => {
+                    seen.encoded(|| self.frame(seen.change.as_str(), &seen.event.object.bytes))
+                }
                 _ => seen.frame(),
             };
         }

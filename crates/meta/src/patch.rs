@@ -101,11 +101,17 @@ mod tests {
         assert_eq!(v, json!({"b": {"c": [1, 2, 3]}, "d": {"e": 1}}));
         assert_eq!(json_patch(&mut v, br#"[{"op":"test","path":"/x","value":1}]"#).unwrap_err().code, 422);
         assert_eq!(json_patch(&mut v, b"{}").unwrap_err().code, 400);
-        let many = format!("[{}]", vec![r#"{"op":"test","path":"/d/e","value":1}"#; JSON_PATCH_OPERATIONS_MAX + 1].join(","));
+        let many = format!(
+            "[{}]",
+            vec![r#"{"op":"test","path":"/d/e","value":1}"#; JSON_PATCH_OPERATIONS_MAX + 1].join(",")
+        );
         let status = json_patch(&mut v, many.as_bytes()).unwrap_err();
         assert_eq!(
             (status.code, &*status.message),
-            (413, "Request entity too large: The allowed maximum operations in a JSON patch is 10000, got 10001")
+            (
+                413,
+                "Request entity too large: The allowed maximum operations in a JSON patch is 10000, got 10001"
+            )
         );
         let mut v = json!({"a": ["x".repeat(1000)]});
         let doubling = format!("[{}]", vec![r#"{"op":"copy","from":"/a","path":"/a/-"}"#; 60].join(","));

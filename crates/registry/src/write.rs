@@ -158,20 +158,13 @@ fn wrong_kind(def: &ResourceDef, api_version: &str, kind: &str) -> Status {
             None | Some("") => "core".to_owned(),
             Some(first) => first.to_owned(),
         };
-        format!(
-            "converting ({version}.{kind}) to ({}.{}): unknown conversion",
-            package(&def.group),
-            def.kind
-        )
+        format!("converting ({version}.{kind}) to ({}.{}): unknown conversion", package(&def.group), def.kind)
     } else {
         format!(
             "no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
         )
     };
-    Status::bad_request(format!(
-        "{kind} in version {version:?} cannot be handled as a {}: {why}",
-        def.kind
-    ))
+    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {}: {why}", def.kind))
 }
 
 fn cannot_handle(def: &ResourceDef, why: &str) -> Status {

@@ -52,8 +52,7 @@ impl Fixture {
             registry::write::decode_body(row, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
         let namespace = if row.namespaced { "default" } else { "" };
         let target = Target { def: row, namespace, name: "", subresource: "" };
-        let written =
-            self.registry.create(target, decoded, &self.options(), &AdmitAll, warnings).await?;
+        let written = self.registry.create(target, decoded, &self.options(), &AdmitAll, warnings).await?;
         Ok(serde_json::from_slice(&written.bytes).unwrap())
     }
 
@@ -168,12 +167,49 @@ async fn quotas_classes_and_the_rest() {
 async fn what_must_not_change() {
     let f = Fixture::new().await;
     let rows: Vec<(&str, Value, Value, &[&str])> = vec![
-        ("storage.k8s.io/storageclasses", json!({"provisioner": "a.b/c"}), json!({"provisioner": "x.y/z", "parameters": {"a": "b"}}), &["provisioner: Forbidden: updates to provisioner are forbidden.", "parameters: Forbidden: updates to parameters are forbidden."]),
-        ("scheduling.k8s.io/priorityclasses", json!({"value": 1}), json!({"value": 2}), &["value: Forbidden: may not be changed in an update."]),
-        ("node.k8s.io/runtimeclasses", json!({"handler": "a"}), json!({"handler": "b"}), &["handler: Invalid value: \"b\": field is immutable"]),
-        ("networking.k8s.io/ingressclasses", json!({"spec": {"controller": "a.b/c"}}), json!({"spec": {"controller": "a.b/d"}}), &["spec.controller: Invalid value: \"a.b/d\": field is immutable"]),
-        ("/persistentvolumes", json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/a"}}}), json!({"spec": {"hostPath": {"path": "/b"}}}), &["spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation"]),
-        ("/persistentvolumeclaims", json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}), json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}), &["spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"]),
+        (
+            "storage.k8s.io/storageclasses",
+            json!({"provisioner": "a.b/c"}),
+            json!({"provisioner": "x.y/z", "parameters": {"a": "b"}}),
+            &[
+                "provisioner: Forbidden: updates to provisioner are forbidden.",
+                "parameters: Forbidden: updates to parameters are forbidden.",
+            ],
+        ),
+        (
+            "scheduling.k8s.io/priorityclasses",
+            json!({"value": 1}),
+            json!({"value": 2}),
+            &["value: Forbidden: may not be changed in an update."],
+        ),
+        (
+            "node.k8s.io/runtimeclasses",
+            json!({"handler": "a"}),
+            json!({"handler": "b"}),
+            &["handler: Invalid value: \"b\": field is immutable"],
+        ),
+        (
+            "networking.k8s.io/ingressclasses",
+            json!({"spec": {"controller": "a.b/c"}}),
+            json!({"spec": {"controller": "a.b/d"}}),
+            &["spec.controller: Invalid value: \"a.b/d\": field is immutable"],
+        ),
+        (
+            "/persistentvolumes",
+            json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/a"}}}),
+            json!({"spec": {"hostPath": {"path": "/b"}}}),
+            &[
+                "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation",
+            ],
+        ),
+        (
+            "/persistentvolumeclaims",
+            json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+            json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}),
+            &[
+                "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+            ],
+        ),
     ];
     for (place, object, patch, expected) in rows {
         f.create(place, object).await.unwrap();
@@ -209,5 +245,8 @@ async fn what_the_server_fills_in() {
     let after = f.patch(place, "approval", approve).await.unwrap();
     assert_eq!(after["status"]["conditions"][0]["type"], "Approved");
     let after = f.patch(place, "status", json!({"status": {"certificate": "AAA="}})).await.unwrap();
-    assert_eq!((&after["status"]["certificate"], &after["status"]["conditions"][0]["type"]), (&json!("AAA="), &json!("Approved")));
+    assert_eq!(
+        (&after["status"]["certificate"], &after["status"]["conditions"][0]["type"]),
+        (&json!("AAA="), &json!("Approved"))
+    );
 }

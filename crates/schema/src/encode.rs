@@ -113,7 +113,9 @@ fn field_of<'de, A: MapAccess<'de>>(
     }
     match outer >> INNER_SHIFT {
         0 => wire::bytes(out, outer, &inner),
-        within => wire::message(out, outer & ((1 << INNER_SHIFT) - 1), |out| wire::bytes(out, within, &inner)),
+        within => {
+            wire::message(out, outer & ((1 << INNER_SHIFT) - 1), |out| wire::bytes(out, within, &inner))
+        }
     }
     Ok(())
 }
@@ -164,7 +166,8 @@ impl Single<'_> {
                         let seconds = time.as_second();
                         let nanos = time.subsec_nanosecond();
                         // The parts of a time before the epoch: whole seconds below, nanoseconds above.
-                        let (seconds, nanos) = if nanos < 0 { (seconds - 1, nanos + 1_000_000_000) } else { (seconds, nanos) };
+                        let (seconds, nanos) =
+                            if nanos < 0 { (seconds - 1, nanos + 1_000_000_000) } else { (seconds, nanos) };
                         wire::number(out, 1, seconds as u64);
                         wire::number(out, 2, nanos as u64);
                     });
@@ -272,7 +275,9 @@ impl<'de> DeserializeSeed<'de> for Item<'_> {
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<(), D::Error> {
         let Item { schema, ty, number, out } = self;
         if matches!(schema.shape(ty), Shape::List { .. }) {
-            return wire::message(out, number, |out| Single { schema, ty, number: 1, out }.deserialize(input));
+            return wire::message(out, number, |out| {
+                Single { schema, ty, number: 1, out }.deserialize(input)
+            });
         }
         Single { schema, ty, number, out }.deserialize(input)
     }

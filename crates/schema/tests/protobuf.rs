@@ -42,12 +42,19 @@ fn value(schema: &Schema, ty: TypeId, r: &mut Random, depth: usize) -> Option<Va
         Shape::Double => json!([0.5, -2.25, 1e300][r.below(3) as usize]),
         Shape::Bytes => json!(["AA==", "AQID", "/+8="][r.below(3) as usize]),
         Shape::Quantity => json!(["1", "500m", "1Gi", "-3"][r.below(4) as usize]),
-        Shape::IntOrString => [json!(8080), json!(-1), json!("http"), json!("25%")][r.below(4) as usize].clone(),
+        Shape::IntOrString => {
+            [json!(8080), json!(-1), json!("http"), json!("25%")][r.below(4) as usize].clone()
+        }
         Shape::Time => json!(["2026-01-02T03:04:05Z", "1965-01-02T03:04:05Z"][r.below(2) as usize]),
-        Shape::MicroTime => json!(["2026-01-02T03:04:05.000006Z", "1965-01-02T03:04:05.600000Z"][r.below(2) as usize]),
-        Shape::Any => [json!({"f:a": {}}), json!([1, "x"]), json!({"b": {"c": [null, 1.5]}})][r.below(3) as usize].clone(),
+        Shape::MicroTime => {
+            json!(["2026-01-02T03:04:05.000006Z", "1965-01-02T03:04:05.600000Z"][r.below(2) as usize])
+        }
+        Shape::Any => [json!({"f:a": {}}), json!([1, "x"]), json!({"b": {"c": [null, 1.5]}})]
+            [r.below(3) as usize]
+            .clone(),
         Shape::List { item, .. } => {
-            let items: Vec<Value> = (0..=r.below(2)).filter_map(|_| value(schema, *item, r, depth + 1)).collect();
+            let items: Vec<Value> =
+                (0..=r.below(2)).filter_map(|_| value(schema, *item, r, depth + 1)).collect();
             if items.is_empty() {
                 return None;
             }

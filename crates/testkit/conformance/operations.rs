@@ -12,7 +12,8 @@ const OBJECTS: usize = 3;
 
 /// A request with a JSON body; the answer must have the code.
 fn call(s: &Scope<'_>, method: Method, path: &str, body: &Value, code: u16) -> anyhow::Result<Value> {
-    let content_type = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let content_type =
+        if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let text = if body.is_null() { String::new() } else { body.to_string() };
     let said = format!("{method} {path}");
     let headers = [("content-type", content_type), ("accept", "application/json")];
@@ -29,7 +30,8 @@ fn object(s: &Scope<'_>, api_version: &str, kind: &str, i: usize) -> anyhow::Res
     let group = api_version.split_once('/').map_or("", |(g, _)| g);
     let found = &samples[format!("{group}/{kind}")];
     ensure!(found.is_object(), "{kind} has no sample");
-    let mut object: Value = serde_json::from_str(&found.to_string().replace("\"NS\"", &format!("{:?}", s.namespace)))?;
+    let mut object: Value =
+        serde_json::from_str(&found.to_string().replace("\"NS\"", &format!("{:?}", s.namespace)))?;
     object["apiVersion"] = api_version.into();
     object["kind"] = kind.into();
     object["metadata"] = json!({"name": format!("{}-{i}", s.namespace), "labels": {"case": s.namespace}});
@@ -55,7 +57,8 @@ fn operations(
     let named = |name: &str| rows.iter().any(|r| r["name"] == name);
     ensure!(named(resource), "{resource} is not in {found}");
     let everywhere = format!("{root}/{resource}");
-    let base = if namespaced { format!("{root}/namespaces/{}/{resource}", s.namespace) } else { everywhere.clone() };
+    let base =
+        if namespaced { format!("{root}/namespaces/{}/{resource}", s.namespace) } else { everywhere.clone() };
     let selector = format!("labelSelector=case%3D{}", s.namespace);
     for i in 0..OBJECTS {
         let made = object(s, api_version, kind, i)?;
@@ -69,7 +72,11 @@ fn operations(
     for path in [&base, &everywhere] {
         let list = call(s, Method::GET, &format!("{path}?{selector}"), &Value::Null, 200)?;
         let n = list["items"].as_array().map_or(0, Vec::len);
-        ensure!(n == OBJECTS && list["kind"] == format!("{kind}List").as_str(), "{n} in {path}: {}", list["kind"]);
+        ensure!(
+            n == OBJECTS && list["kind"] == format!("{kind}List").as_str(),
+            "{n} in {path}: {}",
+            list["kind"]
+        );
     }
     let watch = format!("{base}?watch=true&timeoutSeconds=30&{selector}");
     ensure!(call(s, Method::GET, &watch, &Value::Null, 200)?["type"] == "ADDED", "no ADDED event");
@@ -152,7 +159,13 @@ fn platform() -> Vec<Case> {
         Case {
             name: "[sig-auth] Certificates API [Privileged:ClusterAdmin] should support CSR API operations [Conformance]",
             run: |s| {
-                operations(s, "certificates.k8s.io/v1", "certificatesigningrequests", "CertificateSigningRequest", false)
+                operations(
+                    s,
+                    "certificates.k8s.io/v1",
+                    "certificatesigningrequests",
+                    "CertificateSigningRequest",
+                    false,
+                )
             },
         },
         Case {
@@ -281,8 +294,13 @@ fn protocol() -> Vec<Case> {
                 }
                 let (mut seen, mut token, mut version) = (0, String::new(), Value::Null);
                 loop {
-                    let list =
-                        call(s, Method::GET, &format!("{base}?limit={PAGE}&continue={token}"), &Value::Null, 200)?;
+                    let list = call(
+                        s,
+                        Method::GET,
+                        &format!("{base}?limit={PAGE}&continue={token}"),
+                        &Value::Null,
+                        200,
+                    )?;
                     let items = list["items"].as_array().context("no items")?;
                     ensure!(items.len() <= PAGE, "{} items", items.len());
                     for item in items {

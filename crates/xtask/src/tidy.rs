@@ -29,7 +29,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("registry", &["stdx", "meta", "schema", "store"]),
     ("auth", &["stdx", "meta"]),
     ("admission", &["meta", "schema", "cel"]),
-    ("apiserver", &["stdx", "meta", "schema", "api", "store", "registry", "auth", "admission", "cel", "quota"]),
+    (
+        "apiserver",
+        &["stdx", "meta", "schema", "api", "store", "registry", "auth", "admission", "cel", "quota"],
+    ),
     ("client", &["stdx", "meta", "api"]),
     ("reconcile", &["stdx", "meta", "api", "client"]),
     ("controllers", &["stdx", "meta", "api", "client", "reconcile", "quota"]),

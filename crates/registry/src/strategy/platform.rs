@@ -26,7 +26,8 @@ impl Strategy for PriorityClass {
         let value = object.get("value").and_then(Value::as_i64).unwrap_or(0);
         if name.starts_with("system-") {
             if !SYSTEM_CLASSES.contains(&(name, value)) {
-                let why = "priority class names with 'system-' prefix are reserved for system use only. error: ";
+                let why =
+                    "priority class names with 'system-' prefix are reserved for system use only. error: ";
                 let why = match SYSTEM_CLASSES.iter().find(|(n, _)| *n == name) {
                     Some((_, right)) => format!("{why}value of {name} PriorityClass must be {right}"),
                     None => format!("{why}{name} is not a known system priority class"),
@@ -62,7 +63,10 @@ impl Strategy for Autoscaler {
         }
         let Some(behavior) = spec.get_mut("behavior").and_then(Value::as_object_mut) else { return };
         for (direction, policies) in [
-            ("scaleUp", json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}])),
+            (
+                "scaleUp",
+                json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]),
+            ),
             ("scaleDown", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}])),
         ] {
             let rules = child(behavior, direction);
@@ -79,7 +83,11 @@ impl Strategy for Autoscaler {
 pub struct SigningRequest;
 
 impl Strategy for SigningRequest {
-    fn prepare_create(&self, context: &Context<'_>, object: &mut Object) -> Result<Option<Reservation>, Status> {
+    fn prepare_create(
+        &self,
+        context: &Context<'_>,
+        object: &mut Object,
+    ) -> Result<Option<Reservation>, Status> {
         let spec = child(object, "spec");
         let user = serde_json::to_value(context.user).unwrap_or_default();
         for member in ["username", "uid", "groups", "extra"] {
@@ -138,7 +146,10 @@ impl Strategy for SigningRequest {
         let certificate = |o: &Object| o.get("status").map(|s| s["certificate"].clone()).unwrap_or_default();
         let (now, before) = (certificate(new), certificate(old));
         if !before.is_null() && now != before {
-            return vec![FieldError::forbidden("status.certificate", "updates may not change a certificate once set")];
+            return vec![FieldError::forbidden(
+                "status.certificate",
+                "updates may not change a certificate once set",
+            )];
         }
         Vec::new()
     }

@@ -57,7 +57,10 @@ impl Strategy for Volume {
             errors.push(FieldError::required("spec", "must specify a volume type"));
         }
         for name in source.keys().skip(1) {
-            errors.push(FieldError::forbidden(format!("spec.{name}"), "may not specify more than 1 volume type"));
+            errors.push(FieldError::forbidden(
+                format!("spec.{name}"),
+                "may not specify more than 1 volume type",
+            ));
         }
         let recycled = spec(object)["persistentVolumeReclaimPolicy"] == "Recycle";
         if recycled && spec(object)["hostPath"]["path"] == "/" {

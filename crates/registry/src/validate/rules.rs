@@ -80,7 +80,11 @@ pub fn check(def: &ResourceDef, object: &Map<String, Value>) -> Vec<FieldError> 
 }
 
 /// Every declared rule that a change breaks.
-pub fn check_change(def: &ResourceDef, new: &Map<String, Value>, old: &Map<String, Value>) -> Vec<FieldError> {
+pub fn check_change(
+    def: &ResourceDef,
+    new: &Map<String, Value>,
+    old: &Map<String, Value>,
+) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for rule in rules().get(&(&*def.group, &*def.kind)).into_iter().flatten() {
         let (now, before) = (at(new, &rule.path), at(old, &rule.path));
@@ -89,7 +93,9 @@ pub fn check_change(def: &ResourceDef, new: &Map<String, Value>, old: &Map<Strin
         }
         let path = shown(&rule.path);
         match rule.name {
-            "immutable" => errors.push(FieldError::invalid(path, now.unwrap_or(&Value::Null), "field is immutable")),
+            "immutable" => {
+                errors.push(FieldError::invalid(path, now.unwrap_or(&Value::Null), "field is immutable"))
+            }
             "forbid-change" => errors.push(FieldError::forbidden(path, rule.arguments)),
             _ => {}
         }
@@ -110,7 +116,8 @@ fn at<'a>(object: &'a Map<String, Value>, path: &[Step]) -> Option<&'a Value> {
 }
 
 fn shown(path: &[Step]) -> String {
-    let names: Vec<&str> = path.iter().filter_map(|s| if let Step::Member(n) = s { Some(*n) } else { None }).collect();
+    let names: Vec<&str> =
+        path.iter().filter_map(|s| if let Step::Member(n) = s { Some(*n) } else { None }).collect();
     names.join(".")
 }
 
@@ -208,8 +215,14 @@ fn unique(value: &Value, place: &str, field: &str, errors: &mut Vec<FieldError>)
 /// Limits of a LimitRange: the smallest may not exceed the largest.
 fn min_max(value: &Value, place: &str, errors: &mut Vec<FieldError>) {
     let quantity = |v: &Value| v.as_str().and_then(|s| Quantity::parse(s).ok());
-    let pairs =
-        [("min", "max"), ("min", "default"), ("min", "defaultRequest"), ("defaultRequest", "default"), ("defaultRequest", "max"), ("default", "max")];
+    let pairs = [
+        ("min", "max"),
+        ("min", "default"),
+        ("min", "defaultRequest"),
+        ("defaultRequest", "default"),
+        ("defaultRequest", "max"),
+        ("default", "max"),
+    ];
     let words = |name: &str| match name {
         "defaultRequest" => "default request".to_owned(),
         other => other.to_owned(),
@@ -263,7 +276,9 @@ fn of_value(rule: &Rule, value: &Value, place: &str, owner: &Value) -> Option<Fi
             let (low, high) = rule.arguments.split_once(' ').unwrap_or(("0", "0"));
             let (low, high) = (low.parse().unwrap_or(0), high.parse().unwrap_or(0));
             let outside = number.is_some_and(|n| n < low || n > high);
-            outside.then(|| FieldError::invalid(place, value, &format!("must be between {low} and {high}, inclusive")))
+            outside.then(|| {
+                FieldError::invalid(place, value, &format!("must be between {low} and {high}, inclusive"))
+            })
         }
         "not-below" => {
             let (own, other) = (number?, owner.get(rule.arguments)?.as_i64()?);
@@ -336,7 +351,8 @@ fn count_or_percent(value: &Value) -> Option<&'static str> {
     match value {
         Value::Number(n) => (n.as_i64()? < 0).then_some("must be greater than or equal to 0"),
         Value::String(s) => {
-            let digits = s.strip_suffix('%').filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
+            let digits =
+                s.strip_suffix('%').filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
             let percent = digits.map(|d| d.parse::<u32>().unwrap_or(u32::MAX));
             match percent {
                 None => Some(
