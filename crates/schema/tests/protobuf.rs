@@ -39,6 +39,8 @@ fn value(schema: &Schema, ty: TypeId, r: &mut Random, depth: usize) -> Option<Va
         Shape::Bool => json!(true),
         Shape::Int32 => json!([1, -1, i32::MAX, i32::MIN][r.below(4) as usize]),
         Shape::Int64 => json!([1, -1, i64::MAX, i64::MIN][r.below(4) as usize]),
+        // Only custom resources have values of any type.
+        Shape::Free => return None,
         Shape::Double => json!([0.5, -2.25, 1e300][r.below(3) as usize]),
         Shape::Bytes => json!(["AA==", "AQID", "/+8="][r.below(3) as usize]),
         Shape::Quantity => json!(["1", "500m", "1Gi", "-3"][r.below(4) as usize]),

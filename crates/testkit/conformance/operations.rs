@@ -116,7 +116,10 @@ fn operations(
             return Ok(());
         }
         ensure!(std::time::Instant::now() < deadline, "still there: {items:?}");
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        // The next event of any of them is a reason to look again.
+        let version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        let next = format!("{base}?watch=true&timeoutSeconds=30&{selector}&resourceVersion={version}");
+        call(s, Method::GET, &next, &Value::Null, 200)?;
     }
 }
 
