@@ -30,6 +30,7 @@ pub struct Addresses {
 
 /// Writes what is missing, then declares the server ready.
 pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
+    crate::custom::run(server).await?;
     for name in NAMESPACES {
         ensure(server, "", "namespaces", json!({"metadata": {"name": name}})).await?;
     }

@@ -9,6 +9,7 @@
 pub mod body;
 pub mod bootstrap;
 pub mod chain;
+pub mod custom;
 pub mod discovery;
 mod dynamic;
 pub mod endpoints;

@@ -309,9 +309,31 @@ impl Server {
             "get" | "update" | "patch" | "delete" => info.name.is_empty(),
             _ => false,
         };
+        if let Some(custom) = def.custom.as_ref().filter(|c| c.terminating && info.verb == "create") {
+            let why = format!("{} not allowed while custom resource definition is terminating", info.verb);
+            tracing::debug!(definition = &*custom.definition, "refused a create");
+            return Err(Status { message: why, ..method_not_allowed(def) });
+        }
         if misplaced || !def.serves(method) {
             return Err(method_not_allowed(def));
         }
+        let answered = self.verb(request, info, query, user, def).await;
+        let warning = def.custom.as_ref().and_then(|c| c.warning.as_deref());
+        answered.map(|mut answer| {
+            body::warn(&mut answer, &warning.map(String::from).into_iter().collect::<Vec<_>>());
+            answer
+        })
+    }
+
+    /// A verb on a resource that serves it.
+    async fn verb(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        query: &Query,
+        user: &UserInfo,
+        def: &registry::ResourceDef,
+    ) -> Result<Answer, Status> {
         let (parts, body) = request.into_parts();
         let call = Call { info, query, headers: &parts.headers, user, def };
         call.wanted()?;

@@ -382,14 +382,17 @@ fn restrict_node(call: &Call<'_>, request: &Map<String, Value>, pod: Option<&Val
 /// The scale of a workload: replicas as an object of its own.
 async fn scale(server: &Server, call: &Call<'_>, method: &str, body: bytes::Bytes) -> Result<Answer, Status> {
     let target = Target { subresource: "", ..call.target() };
-    let current = server.registry.get(call.def, &call.info.namespace, &call.info.name, "").await?.to_value();
+    let namespace = if call.def.namespaced { call.info.namespace.as_str() } else { "" };
+    let current = server.registry.get(call.def, namespace, &call.info.name, "").await?;
+    let bytes = registry::convert::shown(call.def, current.bytes.clone()).await?;
+    let current: Value = serde_json::from_slice(&bytes).map_err(Status::internal)?;
     if method == "get" {
-        return Ok(body::json(200, &scale_of(&current)));
+        return Ok(body::json(200, &scale_of(call.def, &current)?));
     }
     let wanted = if method == "put" {
         Value::Object(decode_as("autoscaling", "v1", "Scale", call, &body)?)
     } else {
-        let mut scale = scale_of(&current);
+        let mut scale = scale_of(call.def, &current)?;
         match negotiate::content_type(call.headers).as_str() {
             "application/json-patch+json" => meta::patch::json_patch(&mut scale, &body)?,
             "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
@@ -412,7 +415,10 @@ async fn scale(server: &Server, call: &Call<'_>, method: &str, body: bytes::Byte
         let e = FieldError::invalid("spec.replicas", &replicas.into(), "must be greater than or equal to 0");
         return Err(Status::invalid("autoscaling", "Scale", &call.info.name, &[e]));
     }
-    let mut patch = json!({"spec": {"replicas": replicas}});
+    let mut patch = match call.def.custom.as_ref().and_then(|c| c.scale.as_ref()) {
+        None => json!({"spec": {"replicas": replicas}}),
+        Some(scale) => nested(&scale.spec, replicas.into()),
+    };
     let version = wanted["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if !version.is_empty() && method == "put" {
         patch["metadata"] = json!({"resourceVersion": version});
@@ -422,10 +428,35 @@ async fn scale(server: &Server, call: &Call<'_>, method: &str, body: bytes::Byte
     let merge = registry::Patch::Merge(text.as_bytes());
     let written = server.registry.patch(target, merge, &options, &server.admission()).await?;
     let object: Value = serde_json::from_slice(&written.bytes).map_err(Status::internal)?;
-    Ok(body::json(200, &scale_of(&object)))
+    Ok(body::json(200, &scale_of(call.def, &object)?))
 }
 
-fn scale_of(object: &Value) -> Value {
+/// An object that holds a value at a simple path.
+fn nested(path: &str, value: Value) -> Value {
+    path.trim_start_matches('.').rsplit('.').fold(value, |inner, part| json!({part: inner}))
+}
+
+/// The scale of an object: where a custom resource keeps its numbers is up to its author.
+fn scale_of(def: &ResourceDef, object: &Value) -> Result<Value, Status> {
+    let Some(scale) = def.custom.as_ref().and_then(|c| c.scale.as_ref()) else {
+        return Ok(builtin_scale(object));
+    };
+    let at = |path: &str| object.pointer(&path.replace('.', "/"));
+    let Some(replicas) = at(&scale.spec).and_then(Value::as_i64) else {
+        let why = format!("the spec replicas field {:?} does not exist", &*scale.spec);
+        return Err(Status::internal(why));
+    };
+    let mut out = builtin_scale(object);
+    out["spec"]["replicas"] = replicas.into();
+    out["status"] = json!({"replicas": at(&scale.status).and_then(Value::as_i64).unwrap_or(0)});
+    let selector = scale.selector.as_ref().and_then(|p| at(p)).and_then(Value::as_str).unwrap_or_default();
+    if !selector.is_empty() {
+        out["status"]["selector"] = selector.into();
+    }
+    Ok(out)
+}
+
+fn builtin_scale(object: &Value) -> Value {
     let selector = &object["spec"]["selector"];
     let text = match registry::cells::selector_text(selector).as_str() {
         "<none>" => String::new(),

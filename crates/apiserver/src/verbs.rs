@@ -2,11 +2,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
-use meta::{Object, Status, UserInfo};
+use meta::{Status, UserInfo};
 use registry::read::ListOptions;
 use registry::table::{self, IncludeObject};
 use registry::{DeleteOptions, FieldValidation, Patch, ResourceDef, Target, WriteOptions, Written};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::body::{self, Answer};
 use crate::negotiate::{self, Shape};
@@ -141,10 +141,10 @@ impl Server {
     pub fn object_answer(&self, call: &Call<'_>, code: u16, bytes: Bytes) -> Result<Answer, Status> {
         match negotiate::accept(call.headers)? {
             Shape::Table => {
-                let object = parse_object(&bytes, call.def)?;
+                let object: Value = serde_json::from_slice(&bytes).map_err(Status::internal)?;
                 let now = self.registry.clock().now();
-                let row = table::row(call.def, &object, call.include(), now);
-                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let row = table::row(call.def, object, call.include(), now);
                 let columns = table::column_definitions(call.def);
                 Ok(body::json(code, &table::table(Some(columns), vec![row], metadata)))
             }
@@ -173,17 +173,17 @@ impl Server {
     pub async fn get(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let version = call.query.get("resourceVersion");
         let object = self.registry.get(call.def, call.namespace(), &call.info.name, version).await?;
-        let bytes = registry::convert::bytes_from_storage(call.def, object.bytes.clone());
+        let bytes = registry::convert::shown(call.def, object.bytes.clone()).await?;
         self.object_answer(call, 200, bytes)
     }
 
     /// GET of a collection.
     pub async fn list(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let list = self.registry.list(call.def, call.namespace(), &call.list_options()?).await?;
-        self.list_answer(call, &list)
+        self.list_answer(call, &list).await
     }
 
-    fn list_answer(&self, call: &Call<'_>, list: &registry::List) -> Result<Answer, Status> {
+    async fn list_answer(&self, call: &Call<'_>, list: &registry::List) -> Result<Answer, Status> {
         let mut metadata = json!({"resourceVersion": list.revision.to_string()});
         if !list.continue_token.is_empty() {
             metadata["continue"] = list.continue_token.as_str().into();
@@ -192,19 +192,22 @@ impl Server {
             metadata["remainingItemCount"] = n.into();
         }
         let def = call.def;
+        let stored = list.items.iter().map(|o| o.bytes.clone()).collect();
+        let items = registry::convert::shown_all(def, stored).await?;
+        let value = |bytes: &Bytes| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
         match negotiate::accept(call.headers)? {
             Shape::Table => {
                 let now = self.registry.clock().now();
-                let rows = list.items.iter().map(|o| table::row(def, o, call.include(), now)).collect();
+                let rows = items.iter().map(|o| table::row(def, value(o), call.include(), now)).collect();
                 let columns = table::column_definitions(def);
                 Ok(body::json(200, &table::table(Some(columns), rows, metadata)))
             }
             Shape::Partial => {
-                let items: Vec<Value> = list.items.iter().map(|o| table::partial(o.to_value())).collect();
+                let items: Vec<Value> = items.iter().map(|o| table::partial(value(o))).collect();
                 let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
                 Ok(body::json(200, &value))
             }
-            _ => Ok(body::json_bytes(200, concat(def, &metadata, &list.items))),
+            _ => Ok(body::json_bytes(200, concat(def, &metadata, &items))),
         }
     }
 
@@ -238,18 +241,19 @@ impl Server {
         let patch = match negotiate::content_type(call.headers).as_str() {
             "application/json-patch+json" => Patch::Json(&body),
             "application/merge-patch+json" => Patch::Merge(&body),
-            "application/strategic-merge-patch+json" => Patch::Strategic(&body),
+            // Nobody knows how custom resources would merge.
+            "application/strategic-merge-patch+json" if call.def.custom.is_none() => Patch::Strategic(&body),
             "application/apply-patch+yaml" => {
                 yaml = negotiate::yaml_to_json(&body)?;
                 Patch::Apply(&yaml)
             }
             _ => {
-                return Err(negotiate::unsupported(&[
-                    "application/json-patch+json",
-                    "application/merge-patch+json",
-                    "application/strategic-merge-patch+json",
-                    "application/apply-patch+yaml",
-                ]));
+                let mut accepted = vec!["application/json-patch+json", "application/merge-patch+json"];
+                if call.def.custom.is_none() {
+                    accepted.push("application/strategic-merge-patch+json");
+                }
+                accepted.push("application/apply-patch+yaml");
+                return Err(negotiate::unsupported(&accepted));
             }
         };
         let options = call.write_options()?;
@@ -312,7 +316,7 @@ impl Server {
         let list = call.list_options()?;
         let deleted =
             self.registry.delete_collection(call.target(), &list, &delete, &options, &admission).await?;
-        self.list_answer(call, &deleted)
+        self.list_answer(call, &deleted).await
     }
 }
 
@@ -326,12 +330,12 @@ fn success(def: &ResourceDef, name: &str, uid: &Value) -> Value {
 }
 
 /// A list is its items' bytes between brackets: nothing is encoded again.
-fn concat(def: &ResourceDef, metadata: &Value, items: &[std::sync::Arc<Object>]) -> Bytes {
-    let size: usize = items.iter().map(|o| o.bytes.len() + 1).sum();
+fn concat(def: &ResourceDef, metadata: &Value, items: &[Bytes]) -> Bytes {
+    let size: usize = items.iter().map(|o| o.len() + 1).sum();
     let mut out = BytesMut::with_capacity(size + 256);
     let head = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-        def.kind,
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+        def.list_kind,
         def.api_version()
     );
     out.put_slice(head.as_bytes());
@@ -339,17 +343,8 @@ fn concat(def: &ResourceDef, metadata: &Value, items: &[std::sync::Arc<Object>])
         if i > 0 {
             out.put_u8(b',');
         }
-        out.put_slice(&registry::convert::bytes_from_storage(def, object.bytes.clone()));
+        out.put_slice(object);
     }
     out.put_slice(b"]}");
     out.freeze()
-}
-
-/// An answer's bytes as an object again (for tables of single objects).
-fn parse_object(bytes: &Bytes, def: &ResourceDef) -> Result<Object, Status> {
-    let value: Map<String, Value> = serde_json::from_slice(bytes).map_err(Status::internal)?;
-    let revision = registry::write::meta_text(&value, "resourceVersion").parse().unwrap_or(0);
-    let stored = meta::object::encode(&registry::convert::to_storage(def, value));
-    Object::at_revision(&stored, revision, &[])
-        .ok_or_else(|| Status::internal("the object cannot be read back"))
 }

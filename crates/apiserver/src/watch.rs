@@ -62,42 +62,46 @@ impl Stream {
         }
     }
 
-    fn frame_of(&mut self, seen: &Seen) -> Bytes {
-        let converts = self.def().is_some_and(|d| d.stored_as.is_some());
-        if self.shape == Shape::Object && !converts {
+    async fn frame_of(&mut self, seen: &Seen) -> Bytes {
+        let object = seen.event.object.clone();
+        if self.passes(&object) {
             return match self.media {
-                Media::Protobuf => {
-                    seen.encoded(|| self.frame(seen.change.as_str(), &seen.event.object.bytes))
-                }
+                Media::Protobuf => seen.encoded(|| self.frame(seen.change.as_str(), &object.bytes)),
                 _ => seen.frame(),
             };
         }
-        let (change, object) = (seen.change, seen.event.object.clone());
-        self.shaped(change, &object)
+        self.shaped(seen.change, &object).await
     }
 
-    fn added(&mut self, object: &Object) -> Bytes {
-        let converts = self.def().is_some_and(|d| d.stored_as.is_some());
-        if self.shape == Shape::Object && !converts {
+    async fn added(&mut self, object: &Object) -> Bytes {
+        if self.passes(object) {
             return self.frame(Change::Added.as_str(), &object.bytes);
         }
-        self.shaped(Change::Added, object)
+        self.shaped(Change::Added, object).await
     }
 
-    fn shaped(&mut self, change: Change, object: &Object) -> Bytes {
+    /// Whether an object's bytes go out as they are.
+    fn passes(&self, object: &Object) -> bool {
+        self.shape == Shape::Object
+            && self.def().is_some_and(|d| registry::convert::shows_as_is(d, &object.bytes))
+    }
+
+    async fn shaped(&mut self, change: Change, object: &Object) -> Bytes {
         let Some(def) = self.def().cloned() else { return Bytes::new() };
+        let bytes = match registry::convert::shown(&def, object.bytes.clone()).await {
+            Ok(bytes) => bytes,
+            Err(status) => return watch_frame("ERROR", status.to_json().to_string().as_bytes()),
+        };
+        let tree = || serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
         let value = match self.shape {
             Shape::Table => {
-                let row = table::row(&def, object, self.include, self.server.registry.clock().now());
+                let row = table::row(&def, tree(), self.include, self.server.registry.clock().now());
                 let columns = (!self.columns_sent).then(|| table::column_definitions(&def));
                 self.columns_sent = true;
                 table::table(columns, vec![row], json!({"resourceVersion": object.revision.to_string()}))
             }
-            Shape::Partial => table::partial(object.to_value()),
-            _ => {
-                let bytes = registry::convert::bytes_from_storage(&def, object.bytes.clone());
-                return self.frame(change.as_str(), &bytes);
-            }
+            Shape::Partial => table::partial(tree()),
+            _ => return self.frame(change.as_str(), &bytes),
         };
         self.frame(change.as_str(), value.to_string().as_bytes())
     }
@@ -128,7 +132,7 @@ impl Stream {
             let mut out = BytesMut::new();
             for _ in 0..JOINED_MAX {
                 let Some(object) = self.initial.pop_front() else { break };
-                let frame = self.added(&object);
+                let frame = self.added(&object).await;
                 out.extend_from_slice(&frame);
             }
             return Some(out.freeze());
@@ -140,8 +144,8 @@ impl Stream {
         tokio::select! {
             biased;
             seen = self.watch.events.recv() => {
-                let first = self.frame_of(&seen?);
-                Some(self.joined(first))
+                let first = self.frame_of(&seen?).await;
+                Some(self.joined(first).await)
             }
             () = shutdown.cancelled() => None,
             () = tokio::time::sleep_until(self.deadline) => None,
@@ -151,8 +155,8 @@ impl Stream {
                 let revision = self.server.registry.cacher().applied();
                 match self.watch.events.try_recv() {
                     Ok(seen) => {
-                        let first = self.frame_of(&seen);
-                        Some(self.joined(first))
+                        let first = self.frame_of(&seen).await;
+                        Some(self.joined(first).await)
                     }
                     Err(_) => Some(self.bookmark(revision, false)),
                 }
@@ -161,17 +165,17 @@ impl Stream {
     }
 
     /// Adds the events that are already there to one write.
-    fn joined(&mut self, first: Bytes) -> Bytes {
+    async fn joined(&mut self, first: Bytes) -> Bytes {
         let Ok(second) = self.watch.events.try_recv() else { return first };
         let mut out = BytesMut::from(&first[..]);
         let mut next = Some(second);
         for _ in 0..JOINED_MAX {
             let Some(seen) = next else { break };
-            out.extend_from_slice(&self.frame_of(&seen));
+            out.extend_from_slice(&self.frame_of(&seen).await);
             next = self.watch.events.try_recv().ok();
         }
         if let Some(seen) = next {
-            out.extend_from_slice(&self.frame_of(&seen));
+            out.extend_from_slice(&self.frame_of(&seen).await);
         }
         out.freeze()
     }

@@ -4,6 +4,8 @@
 //! without a resource version (it is only known at commit), so [`encode`] leaves a place right behind
 //! `"metadata":{` where [`Object::at_revision`] writes it.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value};
 
@@ -21,7 +23,9 @@ pub struct Object {
     /// Labels, sorted by key.
     pub labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the kind's selectable fields other than name and namespace.
-    pub fields: Box<[(&'static str, Box<str>)]>,
+    pub fields: Box<[(Arc<str>, Box<str>)]>,
+    /// Whether the store holds it in another form than it is shown in (an older version, absent defaults).
+    pub reshaped: bool,
 }
 
 /// What stands before the place of the resource version.
@@ -119,13 +123,13 @@ struct HeadMeta<'a> {
 impl Object {
     /// The version of a stored object that was committed at `revision`. `selectable` are the paths whose
     /// values field selectors may ask for. `None` if the bytes are not an object of ours.
-    pub fn at_revision(stored: &[u8], revision: u64, selectable: &[&'static str]) -> Option<Object> {
+    pub fn at_revision(stored: &[u8], revision: u64, selectable: &[Arc<str>]) -> Option<Object> {
         let head: Head<'_> = serde_json::from_slice(stored).ok()?;
         let fields = if selectable.is_empty() {
             Box::default()
         } else {
             let tree: Value = serde_json::from_slice(stored).ok()?;
-            selectable.iter().map(|path| (*path, field_text(&tree, path).into_boxed_str())).collect()
+            selectable.iter().map(|path| (path.clone(), field_text(&tree, path).into_boxed_str())).collect()
         };
         Some(Object {
             bytes: with_revision(stored, revision)?,
@@ -134,6 +138,7 @@ impl Object {
             name: head.metadata.name.into_owned().into_boxed_str(),
             labels: head.metadata.labels.into_iter().collect(),
             fields,
+            reshaped: false,
         })
     }
 
@@ -148,7 +153,7 @@ impl Object {
         match path {
             "metadata.name" => Some(&self.name),
             "metadata.namespace" => Some(&self.namespace),
-            _ => self.fields.iter().find(|(p, _)| *p == path).map(|(_, v)| &**v),
+            _ => self.fields.iter().find(|(p, _)| **p == *path).map(|(_, v)| &**v),
         }
     }
 
@@ -184,7 +189,7 @@ mod tests {
         let value = json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"a": "\"metadata\":{"},
             "metadata": {"name": "n", "namespace": "s", "labels": {"b": "2", "a": "1"}, "resourceVersion": "7"}});
         let stored = encode(value.as_object().unwrap());
-        let object = Object::at_revision(&stored, 42, &["data.a"]).unwrap();
+        let object = Object::at_revision(&stored, 42, &["data.a".into()]).unwrap();
         let tree = object.to_value();
         assert_eq!(tree["metadata"]["resourceVersion"], "42");
         assert_eq!(tree["data"], value["data"]);

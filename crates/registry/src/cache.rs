@@ -132,6 +132,28 @@ impl Filter {
     }
 }
 
+/// Turns the stored form of an object into the form it is shown in.
+pub type Shape = Arc<dyn Fn(&Bytes) -> Bytes + Send + Sync>;
+
+/// How objects of one prefix are read from the store.
+#[derive(Clone, Default)]
+pub struct Reader {
+    /// Paths that field selectors may ask for.
+    pub selectable: Vec<Arc<str>>,
+    /// How custom resources get the defaults of today's schema, once per version of an object.
+    pub shape: Option<Shape>,
+}
+
+impl Reader {
+    /// The object that the store holds as `stored`.
+    pub fn read(&self, stored: &Bytes, revision: Revision) -> Option<Object> {
+        let Some(shape) = &self.shape else { return Object::at_revision(stored, revision, &self.selectable) };
+        let shown = shape(stored);
+        let object = Object::at_revision(&shown, revision, &self.selectable)?;
+        Some(Object { reshaped: shown != *stored, ..object })
+    }
+}
+
 struct Watcher {
     filter: Filter,
     sender: mpsc::Sender<Seen>,
@@ -152,16 +174,16 @@ struct KindState {
 /// The objects under one storage prefix.
 pub struct KindCache {
     prefix: Box<str>,
-    selectable: RwLock<Vec<&'static str>>,
+    reader: RwLock<Reader>,
     state: RwLock<KindState>,
     observers: RwLock<Vec<Observer>>,
 }
 
 impl KindCache {
-    fn new(prefix: &str, selectable: Vec<&'static str>, recent_after: Revision) -> Arc<Self> {
+    fn new(prefix: &str, reader: Reader, recent_after: Revision) -> Arc<Self> {
         Arc::new(KindCache {
             prefix: prefix.into(),
-            selectable: RwLock::new(selectable),
+            reader: RwLock::new(reader),
             state: RwLock::new(KindState { recent_after, ..Default::default() }),
             observers: RwLock::default(),
         })
@@ -170,6 +192,11 @@ impl KindCache {
     /// The current version of an object, by the part of its key behind the prefix.
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
         self.state.read().objects.get(key).cloned()
+    }
+
+    /// How its objects are read.
+    pub fn reader(&self) -> Reader {
+        self.reader.read().clone()
     }
 
     /// Number of objects.
@@ -221,12 +248,12 @@ impl KindCache {
 
     fn apply(&self, event: &store::Event) {
         let Some(key) = event.key.strip_prefix(&*self.prefix) else { return };
-        let selectable = self.selectable.read();
+        let reader = self.reader.read();
         let mut state = self.state.write();
         let previous = state.objects.get(key).cloned();
         let change = match (event.kind, &event.value, &previous) {
             (EventKind::Put, Some(value), before) => {
-                let Some(object) = Object::at_revision(value, event.revision, &selectable) else {
+                let Some(object) = reader.read(value, event.revision) else {
                     tracing::error!(key = %event.key, "the store holds an object that cannot be read");
                     return;
                 };
@@ -236,10 +263,7 @@ impl KindCache {
                 CacheEvent::new(kind, object, previous)
             }
             (_, _, Some(before)) => {
-                let last = event
-                    .previous
-                    .as_deref()
-                    .and_then(|p| Object::at_revision(p, event.revision, &selectable));
+                let last = event.previous.as_ref().and_then(|p| reader.read(p, event.revision));
                 state.objects.remove(key);
                 let object = last.map_or_else(|| before.clone(), Arc::new);
                 CacheEvent::new(Change::Deleted, object, previous)
@@ -292,13 +316,14 @@ impl Cacher {
     /// the fields its objects can be selected by.
     pub async fn start(
         store: Arc<dyn Store>,
-        selectable: Vec<(String, Vec<&'static str>)>,
+        selectable: Vec<(String, Vec<Arc<str>>)>,
     ) -> Result<Arc<Cacher>, store::Error> {
         let loaded = store.range(Range::prefix(ROOT)).await?;
         let kinds = selectable
             .into_iter()
             .map(|(prefix, fields)| {
-                (prefix.as_str().into(), KindCache::new(&prefix, fields, loaded.revision))
+                let reader = Reader { selectable: fields, shape: None };
+                (prefix.as_str().into(), KindCache::new(&prefix, reader, loaded.revision))
             })
             .collect();
         let (applied, _) = watch::channel(loaded.revision);
@@ -307,8 +332,8 @@ impl Cacher {
         for item in &loaded.items {
             let Some(kind) = cacher.kind_of_key(&item.key, loaded.revision) else { continue };
             let key = &item.key[kind.prefix.len()..];
-            let selectable = kind.selectable.read().clone();
-            match Object::at_revision(&item.value, item.mod_revision, &selectable) {
+            let read = kind.reader.read().read(&item.value, item.mod_revision);
+            match read {
                 Some(object) => kind.load(key, object),
                 None => tracing::error!(key = %item.key, "the store holds an object that cannot be read"),
             }
@@ -327,7 +352,31 @@ impl Cacher {
         }
         let revision = *self.applied.borrow();
         let mut kinds = self.kinds.write();
-        kinds.entry(prefix.into()).or_insert_with(|| KindCache::new(prefix, Vec::new(), revision)).clone()
+        kinds
+            .entry(prefix.into())
+            .or_insert_with(|| KindCache::new(prefix, Reader::default(), revision))
+            .clone()
+    }
+
+    /// Reads the objects of a prefix in another way from now on, and ends its watches: clients come back and
+    /// see everything in the new form.
+    pub async fn reshape(&self, prefix: &str, reader: Reader) -> Result<(), Status> {
+        let kind = self.kind(prefix);
+        // The stored form is in the store only; what changes meanwhile comes through the follower.
+        *kind.reader.write() = reader.clone();
+        let loaded = self.store.range(Range::prefix(prefix)).await.map_err(|e| crate::error::status(&e))?;
+        let mut state = kind.state.write();
+        for item in &loaded.items {
+            let Some(key) = item.key.strip_prefix(prefix) else { continue };
+            let same = state.objects.get(key).is_some_and(|o| o.revision == item.mod_revision);
+            if same && let Some(object) = reader.read(&item.value, item.mod_revision) {
+                state.objects.insert(key.into(), Arc::new(object));
+            }
+        }
+        state.watchers.clear();
+        state.recent.clear();
+        state.recent_after = state.recent_after.max(self.applied());
+        Ok(())
     }
 
     /// Number of objects per prefix, for metrics.
@@ -341,7 +390,7 @@ impl Cacher {
         if let Some(kind) = self.kinds.read().get(prefix) {
             return Some(kind.clone());
         }
-        let kind = KindCache::new(prefix, Vec::new(), revision);
+        let kind = KindCache::new(prefix, Reader::default(), revision);
         Some(self.kinds.write().entry(prefix.into()).or_insert(kind).clone())
     }
 
@@ -398,8 +447,8 @@ impl Cacher {
         };
         // Further back than the ring reaches: this watcher follows the store itself.
         let stream = self.store.watch(prefix, from).await.map_err(|e| crate::error::watch_status(&e))?;
-        let selectable = kind.selectable.read().clone();
-        tokio::spawn(replay(stream, filter, selectable, sender));
+        let reader = kind.reader.read().clone();
+        tokio::spawn(replay(stream, filter, reader, sender));
         Ok(Watch { initial: Vec::new(), revision: from, events })
     }
 }
@@ -447,12 +496,7 @@ async fn follow(cacher: std::sync::Weak<Cacher>, store: Arc<dyn Store>, mut from
 }
 
 /// Feeds one watcher straight from the store's history.
-async fn replay(
-    mut stream: store::WatchStream,
-    filter: Filter,
-    selectable: Vec<&'static str>,
-    sender: mpsc::Sender<Seen>,
-) {
+async fn replay(mut stream: store::WatchStream, filter: Filter, reader: Reader, sender: mpsc::Sender<Seen>) {
     loop {
         let batch = tokio::select! {
             batch = stream.next() => batch,
@@ -460,8 +504,7 @@ async fn replay(
         };
         let Some(Ok(batch)) = batch else { return };
         for e in batch.events.iter() {
-            let read =
-                |bytes: &Bytes, revision| Object::at_revision(bytes, revision, &selectable).map(Arc::new);
+            let read = |bytes: &Bytes, revision| reader.read(bytes, revision).map(Arc::new);
             let previous = e.previous.as_ref().and_then(|p| read(p, e.previous_revision));
             let (change, current) = match (&e.value, &previous) {
                 (Some(value), None) => (Change::Added, read(value, e.revision)),

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cells;
+use crate::jsonpath::JsonPath;
 
 /// Where a cell's value comes from.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub enum Source {
     Join(Box<str>),
     /// A label selector (or map of labels) as text.
     Selector(Box<str>),
+    /// A path into a custom resource, shown as its column's type.
+    JsonPath(JsonPath),
     /// A function of `cells`.
     Function(cells::Cell),
 }
@@ -35,7 +38,9 @@ pub struct Column {
     /// OpenAPI type of the cells.
     pub ty: Box<str>,
     /// `name` for the name column.
-    pub format: &'static str,
+    pub format: Box<str>,
+    /// What it shows, for people.
+    pub description: Box<str>,
     /// 0 is always shown, 1 with `-o wide`.
     pub priority: i32,
     /// Where the cells come from.
@@ -43,11 +48,12 @@ pub struct Column {
 }
 
 fn column(name: &str, ty: &str, priority: i32, source: Source) -> Column {
-    Column { name: name.into(), ty: ty.into(), format: "", priority, source }
+    Column { name: name.into(), ty: ty.into(), format: "".into(), description: "".into(), priority, source }
 }
 
-fn name_column() -> Column {
-    Column { format: "name", ..column("Name", "string", 0, Source::Name) }
+/// The column of names.
+pub fn name_column() -> Column {
+    Column { format: "name".into(), ..column("Name", "string", 0, Source::Name) }
 }
 
 const CREATED: &str = "metadata.creationTimestamp";
@@ -138,6 +144,7 @@ impl Column {
             },
             Source::Join(path) => json!(cells::joined(at(object, path))),
             Source::Selector(path) => json!(cells::selector_text(at(object, path))),
+            Source::JsonPath(path) => path.cell(object, &self.ty, now),
             Source::Function(f) => f(object, now),
         }
     }

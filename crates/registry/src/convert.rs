@@ -1,15 +1,81 @@
 //! Versions: objects are stored in one version per kind and shown in the version that was asked for.
 //!
 //! Most versions of a kind differ only in `apiVersion`; what differs more has a pair of functions here.
+//! Custom resources are converted by their authors' webhooks, or by name only.
 
 use bytes::Bytes;
+use meta::Status;
 use serde_json::{Map, Value, json};
 
 use crate::resource::ResourceDef;
 use crate::write::into_map;
 
+/// Whether encoded bytes are of an object in a version.
+pub fn has_version(bytes: &[u8], api_version: &str) -> bool {
+    // `encode` puts the version first.
+    let rest = bytes.strip_prefix(b"{\"apiVersion\":\"").and_then(|r| r.strip_prefix(api_version.as_bytes()));
+    rest.is_some_and(|r| r.starts_with(b"\""))
+}
+
+/// Whether stored bytes can be shown in the version of `def` as they are.
+pub fn shows_as_is(def: &ResourceDef, bytes: &[u8]) -> bool {
+    match &def.custom {
+        Some(custom) => has_version(bytes, &custom.api_version),
+        None => def.stored_as.is_none(),
+    }
+}
+
 /// From the request's version to the stored one.
-pub fn to_storage(def: &ResourceDef, mut object: Map<String, Value>) -> Map<String, Value> {
+pub async fn to_storage(def: &ResourceDef, object: Map<String, Value>) -> Result<Map<String, Value>, Status> {
+    match &def.custom {
+        Some(custom) => custom.to_storage(object).await,
+        None => Ok(builtin_to_storage(def, object)),
+    }
+}
+
+/// From the stored version to the request's.
+pub async fn from_storage(
+    def: &ResourceDef,
+    object: Map<String, Value>,
+) -> Result<Map<String, Value>, Status> {
+    match &def.custom {
+        Some(custom) => {
+            custom.from_storage(vec![object]).await?.pop().ok_or_else(|| Status::internal("no object"))
+        }
+        None => Ok(builtin_from_storage(def, object)),
+    }
+}
+
+/// Bytes of a stored object in the version of `def`.
+pub async fn shown(def: &ResourceDef, bytes: Bytes) -> Result<Bytes, Status> {
+    shown_all(def, vec![bytes]).await?.pop().ok_or_else(|| Status::internal("no object"))
+}
+
+/// Bytes of stored objects in the version of `def`; what needs conversion is converted at once.
+pub async fn shown_all(def: &ResourceDef, mut all: Vec<Bytes>) -> Result<Vec<Bytes>, Status> {
+    let differ: Vec<usize> = (0..all.len()).filter(|i| !shows_as_is(def, &all[*i])).collect();
+    if differ.is_empty() {
+        return Ok(all);
+    }
+    let Some(custom) = &def.custom else {
+        return Ok(all.into_iter().map(|b| builtin_bytes(def, b)).collect());
+    };
+    let parse = |i: &usize| into_map(serde_json::from_slice(&all[*i]).unwrap_or_default());
+    let objects = custom.from_storage(differ.iter().map(parse).collect()).await?;
+    for (i, object) in differ.into_iter().zip(objects) {
+        all[i] = encoded(&object);
+    }
+    Ok(all)
+}
+
+/// An object with the resource version that it carries.
+fn encoded(object: &Map<String, Value>) -> Bytes {
+    let revision = crate::write::meta_text(object, "resourceVersion").parse().ok();
+    let encoded = meta::object::encode(object);
+    revision.and_then(|r| meta::object::with_revision(&encoded, r)).unwrap_or(encoded)
+}
+
+fn builtin_to_storage(def: &ResourceDef, mut object: Map<String, Value>) -> Map<String, Value> {
     let Some((group, version, _)) = &def.stored_as else { return object };
     match (&*def.group, &*def.version, &*def.kind) {
         ("events.k8s.io", _, "Event") => rename(&mut object, EVENT, false),
@@ -20,8 +86,7 @@ pub fn to_storage(def: &ResourceDef, mut object: Map<String, Value>) -> Map<Stri
     object
 }
 
-/// From the stored version to the request's.
-pub fn from_storage(def: &ResourceDef, mut object: Map<String, Value>) -> Map<String, Value> {
+fn builtin_from_storage(def: &ResourceDef, mut object: Map<String, Value>) -> Map<String, Value> {
     if def.stored_as.is_none() {
         return object;
     }
@@ -34,15 +99,8 @@ pub fn from_storage(def: &ResourceDef, mut object: Map<String, Value>) -> Map<St
     object
 }
 
-/// The same over bytes; without another version the bytes pass through untouched.
-pub fn bytes_from_storage(def: &ResourceDef, bytes: Bytes) -> Bytes {
-    if def.stored_as.is_none() {
-        return bytes;
-    }
-    let object = from_storage(def, into_map(serde_json::from_slice(&bytes).unwrap_or_default()));
-    let revision = crate::write::meta_text(&object, "resourceVersion").parse().ok();
-    let encoded = meta::object::encode(&object);
-    revision.and_then(|r| meta::object::with_revision(&encoded, r)).unwrap_or(encoded)
+fn builtin_bytes(def: &ResourceDef, bytes: Bytes) -> Bytes {
+    encoded(&builtin_from_storage(def, into_map(serde_json::from_slice(&bytes).unwrap_or_default())))
 }
 
 /// Fields of core/v1 Event and what events.k8s.io/v1 calls them.
@@ -116,9 +174,9 @@ mod tests {
         let table = ResourceTable::builtin().unwrap();
         let def = table.find("events.k8s.io", "v1", "events").unwrap();
         let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "note": "n", "regarding": {"name": "p"}});
-        let stored = to_storage(def, into_map(event.clone()));
+        let stored = builtin_to_storage(def, into_map(event.clone()));
         assert_eq!(stored["message"], "n");
         assert_eq!(stored["apiVersion"], "v1");
-        assert_eq!(Value::Object(from_storage(def, stored)), event);
+        assert_eq!(Value::Object(builtin_from_storage(def, stored)), event);
     }
 }

@@ -124,7 +124,8 @@ impl Registry {
         for _ in 0..RETRIES_MAX {
             let current = (self.fresh_current(def, target.namespace, target.name).await?)
                 .ok_or_else(|| Status::not_found(&def.group, &def.resource, target.name))?;
-            let old = into_map(current.to_value());
+            let stored = into_map(current.to_value());
+            let old = crate::convert::from_storage(def, stored.clone()).await?;
             check_preconditions(&target, delete, &current, &old)?;
             let attributes = Attributes {
                 def,
@@ -136,16 +137,15 @@ impl Registry {
                 dry_run: options.dry_run,
             };
             admit.validate(&attributes, None, Some(&old)).await?;
-            let mut next = old.clone();
+            let mut next = stored.clone();
             self.begin_deletion(&target, delete, &mut next);
             let shown = |object: &Map<String, Value>, revision| {
                 let bytes = meta::object::encode(object);
-                let bytes = meta::object::with_revision(&bytes, revision).unwrap_or(bytes);
-                crate::convert::bytes_from_storage(def, bytes)
+                meta::object::with_revision(&bytes, revision).unwrap_or(bytes)
             };
             if options.dry_run {
                 let done = is_finished(&next);
-                let bytes = shown(&next, current.revision);
+                let bytes = crate::convert::shown(def, shown(&next, current.revision)).await?;
                 return Ok(if done { Deleted::Gone(bytes) } else { Deleted::Pending(bytes) });
             }
             if is_finished(&next) {
@@ -153,16 +153,17 @@ impl Registry {
                 let write = Write { key, expect: Expect::Revision(current.revision), change: Change::Delete };
                 match self.store.write(write).await.map_err(|e| error::status(&e))? {
                     WriteOutcome::Committed { revision, .. } => {
-                        return Ok(Deleted::Gone(shown(&old, revision)));
+                        let bytes = crate::convert::shown(def, shown(&stored, revision)).await?;
+                        return Ok(Deleted::Gone(bytes));
                     }
                     WriteOutcome::Conflict { .. } => continue,
                 }
             }
-            if next == old {
-                return Ok(Deleted::Pending(crate::convert::bytes_from_storage(def, current.bytes.clone())));
+            if next == stored {
+                return Ok(Deleted::Pending(crate::convert::shown(def, current.bytes.clone()).await?));
             }
             if let Some(bytes) = self.put(def, &current, target.namespace, target.name, next).await? {
-                return Ok(Deleted::Pending(crate::convert::bytes_from_storage(def, bytes)));
+                return Ok(Deleted::Pending(crate::convert::shown(def, bytes).await?));
             }
         }
         Err(Status::conflict(

@@ -12,8 +12,10 @@ pub mod cache;
 pub mod cells;
 pub mod columns;
 pub mod convert;
+pub mod custom;
 pub mod delete;
 pub mod error;
+pub mod jsonpath;
 pub mod read;
 pub mod resource;
 pub mod runtime;
@@ -26,11 +28,12 @@ pub mod write;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use meta::Status;
 use stdx::{Clock, Random};
 use store::Store;
 
 pub use admit::Admit;
-pub use cache::{Cacher, Change, Filter, Seen};
+pub use cache::{Cacher, Change, Filter, Reader, Seen};
 pub use delete::DeleteOptions;
 pub use read::{List, ListOptions};
 pub use resource::{ResourceDef, ResourceTable, Subresource};
@@ -109,6 +112,34 @@ impl Registry {
     /// The table as it is now.
     pub fn table(&self) -> Arc<ResourceTable> {
         self.table.load_full()
+    }
+
+    /// Serves these custom resources and no others. Their objects are read in the new way, and watches end,
+    /// where a row is not the one that was there.
+    pub async fn set_custom(&self, rows: Vec<Arc<ResourceDef>>) -> Result<(), Status> {
+        let old = self.table();
+        let table = Arc::new(old.with_custom(rows));
+        self.table.store(table.clone());
+        let of = |table: &ResourceTable| {
+            let mut prefixes: std::collections::BTreeMap<String, Vec<Arc<ResourceDef>>> = Default::default();
+            for row in table.rows().iter().filter(|r| r.custom.is_some()) {
+                prefixes.entry(row.storage_prefix()).or_default().push(row.clone());
+            }
+            prefixes
+        };
+        let (before, now) = (of(&old), of(&table));
+        for (prefix, rows) in &now {
+            let same = before
+                .get(prefix)
+                .is_some_and(|b| b.len() == rows.len() && b.iter().zip(rows).all(|(a, b)| Arc::ptr_eq(a, b)));
+            if !same {
+                self.cacher.reshape(prefix, custom::reader(rows)).await?;
+            }
+        }
+        for prefix in before.keys().filter(|p| !now.contains_key(*p)) {
+            self.cacher.reshape(prefix, Reader::default()).await?;
+        }
+        Ok(())
     }
 
     /// The watch caches.

@@ -89,7 +89,7 @@ impl ListOptions {
             FieldSelector::parse(&self.field_selector).map_err(|e| Status::bad_request(e.to_string()))?;
         for r in &fields.0 {
             let known = matches!(r.field.as_str(), "metadata.name" | "metadata.namespace")
-                || def.selectable.contains(&r.field.as_str());
+                || def.selectable.iter().any(|f| **f == *r.field);
             if !known {
                 // Kinds without fields of their own have the words of the generic rule.
                 return Err(Status::bad_request(match def.selectable.is_empty() {
@@ -260,6 +260,7 @@ impl Registry {
         };
         let mut from =
             if start.is_empty() { prefix.clone() } else { format!("{}{start}", def.storage_prefix()) };
+        let reader = self.cacher.kind(&def.storage_prefix()).reader();
         let mut items: Vec<Arc<Object>> = Vec::new();
         loop {
             let range = Range {
@@ -276,7 +277,7 @@ impl Registry {
                 other => error::status(other),
             })?;
             for item in &page.items {
-                let object = Object::at_revision(&item.value, item.mod_revision, &def.selectable);
+                let object = reader.read(&item.value, item.mod_revision);
                 items.extend(object.filter(|o| filter.matches(o)).map(Arc::new));
             }
             let Some(last) = page.items.last().filter(|_| page.more) else {

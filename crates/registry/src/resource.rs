@@ -8,8 +8,9 @@ use std::sync::Arc;
 use schema::{Schema, TypeId};
 
 use crate::columns::{self, Column};
+use crate::custom::Custom;
 use crate::runtime::{RuntimeConfig, RuntimeConfigError};
-use crate::strategy::{self, Strategy};
+use crate::strategy::{self, StrategyRef};
 
 /// One subresource of a resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +47,10 @@ pub struct ResourceDef {
     pub subresources: Vec<Subresource>,
     /// Whether `metadata.generation` counts changes of the spec.
     pub counts_generation: bool,
+    /// Kind of its lists.
+    pub list_kind: Box<str>,
     /// Fields that field selectors may use besides name and namespace.
-    pub selectable: Vec<&'static str>,
+    pub selectable: Vec<Arc<str>>,
     /// Version and group that objects are stored in, where it is another row.
     pub stored_as: Option<(Box<str>, Box<str>, Box<str>)>,
     /// Columns of tables.
@@ -55,9 +58,11 @@ pub struct ResourceDef {
     /// Type of the kind.
     pub ty: TypeId,
     /// The types.
-    pub schema: &'static Schema,
+    pub schema: Arc<Schema>,
     /// What is particular to the kind.
-    pub strategy: &'static dyn Strategy,
+    pub strategy: StrategyRef,
+    /// What only custom resources have.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl std::fmt::Debug for ResourceDef {
@@ -74,7 +79,7 @@ impl ResourceDef {
 
     /// Whether objects are stored (rather than reviews that are answered and forgotten).
     pub fn is_stored(&self) -> bool {
-        self.serves("get") && self.serves("post")
+        self.custom.is_some() || (self.serves("get") && self.serves("post"))
     }
 
     /// Whether a completed deletion answers with the object instead of a Status.
@@ -211,6 +216,18 @@ impl ResourceTable {
         self.by_name.get(&(group.into(), version.into(), resource.into())).map(|at| &self.rows[*at])
     }
 
+    /// The same built-in rows with other custom ones, which come last.
+    pub fn with_custom(&self, custom: Vec<Arc<ResourceDef>>) -> ResourceTable {
+        let rows: Vec<_> = self.rows.iter().filter(|r| r.custom.is_none()).cloned().chain(custom).collect();
+        let key = |r: &ResourceDef| (r.group.clone(), r.version.clone(), r.resource.clone());
+        let mut by_name = HashMap::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate() {
+            // Built-in resources cannot be replaced.
+            by_name.entry(key(row)).or_insert(at);
+        }
+        ResourceTable { rows, by_name }
+    }
+
     /// The row that serves a kind (the resource itself, not a subresource).
     pub fn find_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<ResourceDef>> {
         self.rows.iter().find(|r| (&*r.group, &*r.version, &*r.kind) == (group, version, kind))
@@ -279,11 +296,13 @@ fn parse_row(group: &str, version: &str, line: &'static str) -> Result<ResourceD
         subresources: Vec::new(),
         counts_generation: false,
         selectable: Vec::new(),
+        list_kind: format!("{kind}List").into(),
         stored_as: None,
         columns: columns::standard(),
         ty: schema.kind(group, version, kind).ok_or_else(|| format!("no type for {kind}"))?,
-        schema,
-        strategy: strategy::of(group, kind),
+        schema: schema.clone(),
+        strategy: StrategyRef::Builtin(strategy::of(group, kind)),
+        custom: None,
     };
     for word in words {
         match word.split_once('=') {
@@ -292,7 +311,7 @@ fn parse_row(group: &str, version: &str, line: &'static str) -> Result<ResourceD
             Some(("short", names)) => row.short_names = names.split(',').map(Box::from).collect(),
             Some(("in", name)) => row.categories.push(name.into()),
             Some(("verbs", methods)) => row.methods = methods.split(',').map(Box::from).collect(),
-            Some(("fields", fields)) => row.selectable = fields.split(',').collect(),
+            Some(("fields", fields)) => row.selectable = fields.split(',').map(Arc::from).collect(),
             Some(("stored", gvr)) => row.stored_as = Some(parse_triple(gvr).ok_or("stored")?),
             Some(("sub", subs)) => {
                 row.subresources = subs.split(',').map(parse_sub).collect::<Option<_>>().ok_or("sub")?;

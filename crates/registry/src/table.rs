@@ -1,7 +1,6 @@
 //! Other shapes of an answer: `Table` for people, `PartialObjectMetadata` for those who need no more.
 
 use jiff::Timestamp;
-use meta::Object;
 use serde_json::{Value, json};
 
 use crate::resource::ResourceDef;
@@ -20,14 +19,12 @@ pub enum IncludeObject {
 
 /// The definitions of a kind's columns.
 pub fn column_definitions(def: &ResourceDef) -> Value {
-    let define = |c: &crate::columns::Column| json!({"name": &*c.name, "type": &*c.ty, "format": c.format, "description": "", "priority": c.priority});
+    let define = |c: &crate::columns::Column| json!({"name": &*c.name, "type": &*c.ty, "format": &*c.format, "description": &*c.description, "priority": c.priority});
     Value::Array(def.columns.iter().map(define).collect())
 }
 
-/// One row.
-pub fn row(def: &ResourceDef, object: &Object, include: IncludeObject, now: Timestamp) -> Value {
-    let value = crate::convert::from_storage(def, crate::write::into_map(object.to_value()));
-    let value = Value::Object(value);
+/// One row, of an object in the version of `def`.
+pub fn row(def: &ResourceDef, value: Value, include: IncludeObject, now: Timestamp) -> Value {
     let cells: Vec<Value> = def.columns.iter().map(|c| c.cell(&value, now)).collect();
     let mut row = json!({"cells": cells});
     match include {

@@ -122,8 +122,14 @@ fn copy_member(from: &Map<String, Value>, to: &mut Map<String, Value>, key: &str
 }
 
 /// Whether anything but metadata and status differs.
-pub fn spec_changed(old: &Map<String, Value>, new: &Map<String, Value>) -> bool {
-    let relevant = |k: &&String| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind");
+pub fn spec_changed(def: &ResourceDef, old: &Map<String, Value>, new: &Map<String, Value>) -> bool {
+    // A custom resource without the subresource has no status: a field of that name is like any other.
+    let status_counts = def.custom.is_some();
+    let relevant = |k: &&String| match k.as_str() {
+        "metadata" | "apiVersion" | "kind" => false,
+        "status" => status_counts,
+        _ => true,
+    };
     old.keys().chain(new.keys()).filter(relevant).any(|k| old.get(k) != new.get(k))
 }
 

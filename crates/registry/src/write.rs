@@ -107,7 +107,7 @@ pub fn decode_body(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Map<String, Value>, Status> {
-    let decoded = decode(def.schema, def.ty, body).map_err(|e| match syntax_error(body) {
+    let decoded = decode(&def.schema, def.ty, body).map_err(|e| match syntax_error(body) {
         Some(why) => unrecognized(def, &why, body),
         None => cannot_handle(def, &e.0),
     })?;
@@ -213,10 +213,10 @@ fn check_type(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), 
 /// Takes an object that admission changed through decoding and defaults again.
 pub fn renew(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), Status> {
     let value = Value::Object(std::mem::take(object));
-    let decoded = decode_value(def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
+    let decoded = decode_value(&def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
     *object = decoded.value;
     check_type(def, object)?;
-    schema::default::apply(def.schema, def.ty, object);
+    schema::default::apply(&def.schema, def.ty, object);
     def.strategy.default(object);
     Ok(())
 }
@@ -276,7 +276,7 @@ impl Registry {
         if !meta_text(&object, "resourceVersion").is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
-        schema::default::apply(def.schema, def.ty, &mut object);
+        schema::default::apply(&def.schema, def.ty, &mut object);
         def.strategy.default(&mut object);
         if def.subresource("status").is_some() && !def.strategy.keeps_status_at_creation() {
             object.remove("status");
@@ -332,15 +332,15 @@ impl Registry {
         let context = self.context(options);
         prepare_new_metadata(def, &mut object, &context);
         let reservation = def.strategy.prepare_create(&context, &mut object)?;
-        if def.subresource("status").is_some() {
+        if def.subresource("status").is_some() && def.custom.is_none() {
             // Upstream's objects always have one, and clients rely on it.
             object.entry("status").or_insert_with(|| json!({}));
         }
         let mut errors = validate::metadata(def, &object);
         errors.extend(
             def.strategy
-                .validate(&object)
-                .unwrap_or_else(|| schema::required::missing(def.schema, def.ty, &object)),
+                .validate_create(&object)
+                .unwrap_or_else(|| schema::required::missing(&def.schema, def.ty, &object)),
         );
         add_declared(&mut errors, validate::rules::check(def, &object));
         errors.extend(def.strategy.validate_also(&object));
@@ -351,13 +351,13 @@ impl Registry {
         }
         warnings.extend(def.strategy.warnings(&object));
         admit.validate(attributes, Some(&object), None).await?;
-        let stored = crate::convert::to_storage(def, object);
+        let stored = crate::convert::to_storage(def, object).await?;
         let bytes = meta::object::encode(&stored);
         if options.dry_run {
             if self.current(def, target.namespace, &name).is_some() {
                 return Err(Status::already_exists(&def.group, &def.resource, &name));
             }
-            return Ok(crate::convert::bytes_from_storage(def, bytes));
+            return crate::convert::shown(def, bytes).await;
         }
         let key = def.storage_key(target.namespace, &name);
         let write = Write { key, expect: Expect::Absent, change: Change::Put(bytes.clone()) };
@@ -367,7 +367,7 @@ impl Registry {
                 self.cacher.wait_for(revision).await.ok();
                 drop(reservation);
                 let bytes = meta::object::with_revision(&bytes, revision).unwrap_or(bytes);
-                Ok(crate::convert::bytes_from_storage(def, bytes))
+                crate::convert::shown(def, bytes).await
             }
             WriteOutcome::Conflict { .. } => Err(Status::already_exists(&def.group, &def.resource, &name)),
         }
@@ -392,6 +392,15 @@ impl Registry {
             return self.create(target, object, options, admit, warnings).await;
         }
         let expected = meta_text(&object, "resourceVersion").to_owned();
+        if expected.is_empty() && target.def.strategy.needs_version_on_update() {
+            // Go prints an unsigned zero so.
+            let error = FieldError {
+                reason: "FieldValueInvalid",
+                field: "metadata.resourceVersion".into(),
+                message: "Invalid value: 0x0: must be specified for an update".into(),
+            };
+            return Err(Status::invalid(&target.def.group, &target.def.kind, target.name, &[error]));
+        }
         let uid = meta_text(&object, "uid").to_owned();
         let next = move |_: &Map<String, Value>, _: &mut Vec<String>| Ok(object.clone());
         let preconditions = Preconditions { resource_version: expected, uid };
@@ -417,7 +426,7 @@ impl Registry {
         let validation = options.field_validation;
         let next = |current: &Map<String, Value>, warnings: &mut Vec<String>| {
             let value = patched(def, current, patch)?;
-            let decoded = decode_value(def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
+            let decoded = decode_value(&def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
             let mut object = accept(def, decoded, validation, warnings)?;
             check_type(def, &mut object)?;
             place(&target, &mut object)?;
@@ -471,7 +480,7 @@ impl Registry {
             let api_version = def.api_version();
             let next = |current: &Map<String, Value>, _: &mut Vec<String>| {
                 let writer = writer(options, &api_version, target.subresource, &now);
-                apply::apply(def.schema, def.ty, Some(current), &config, &writer, options.force)
+                apply::apply(&def.schema, def.ty, Some(current), &config, &writer, options.force)
             };
             let preconditions = Preconditions {
                 resource_version: meta_text(&config, "resourceVersion").to_owned(),
@@ -556,7 +565,7 @@ impl Registry {
         for _ in 0..CONFLICT_RETRIES_MAX {
             let current = (self.fresh_current(def, target.namespace, target.name).await?)
                 .ok_or_else(|| Status::not_found(&def.group, &def.resource, target.name))?;
-            let mut old = crate::convert::from_storage(def, into_map(current.to_value()));
+            let mut old = crate::convert::from_storage(def, into_map(current.to_value())).await?;
             preconditions.check(def, target.name, &old, current.revision)?;
             warnings.truncate(warnings.len().min(MAX_WARNINGS));
             // A patch may test or replace the resource version, so the function still sees it.
@@ -573,22 +582,22 @@ impl Registry {
             let reservation = self.next_version(target, &old, &mut new, options, admit, kind).await?;
             let before = warnings.len();
             warnings.extend(def.strategy.warnings(&new));
-            if new == old {
+            if new == old && !is_stale(def, &current) {
                 warnings.truncate(before);
-                return Ok(crate::convert::bytes_from_storage(def, current.bytes.clone()));
+                return crate::convert::shown(def, current.bytes.clone()).await;
             }
-            let stored = crate::convert::to_storage(def, new);
+            let stored = crate::convert::to_storage(def, new).await?;
             if options.dry_run {
                 let bytes = meta::object::encode(&stored);
                 let shown = meta::object::with_revision(&bytes, current.revision).unwrap_or(bytes);
-                return Ok(crate::convert::bytes_from_storage(def, shown));
+                return crate::convert::shown(def, shown).await;
             }
             if let Some(bytes) = self.put(def, &current, target.namespace, target.name, stored).await? {
                 if let Some(held) = reservation {
                     self.cacher.fresh().await.ok();
                     drop(held);
                 }
-                return Ok(crate::convert::bytes_from_storage(def, bytes));
+                return crate::convert::shown(def, bytes).await;
             }
             warnings.truncate(before);
             if !preconditions.resource_version.is_empty() {
@@ -613,13 +622,13 @@ impl Registry {
         let context = self.context(options);
         keep_system_metadata(old, new);
         restrict_to_subresource(def, target.subresource, old, new);
-        schema::default::apply(def.schema, def.ty, new);
+        schema::default::apply(&def.schema, def.ty, new);
         def.strategy.default(new);
         def.strategy.default_update(new, old);
         if kind != Kind::Apply && def.strategy.tracks_owners() {
             let (now, api_version) = (schema::time::seconds(context.now), def.api_version());
             let writer = writer(options, &api_version, target.subresource, &now);
-            apply::track_update(def.schema, def.ty, Some(old), new, &writer);
+            apply::track_update(&def.schema, def.ty, Some(old), new, &writer);
         }
         let attributes = Attributes {
             def,
@@ -632,7 +641,7 @@ impl Registry {
         };
         admit.mutate(&attributes, new, Some(old)).await?;
         let reservation = def.strategy.prepare_update(&context, target.subresource, new, old)?;
-        if def.counts_generation && target.subresource != "status" && spec_changed(old, new) {
+        if def.counts_generation && target.subresource != "status" && spec_changed(def, old, new) {
             let generation = old["metadata"].get("generation").and_then(Value::as_i64).unwrap_or(0);
             metadata(new).insert("generation".into(), (generation + 1).into());
         }
@@ -643,7 +652,7 @@ impl Registry {
                 errors.extend(
                     def.strategy
                         .validate(new)
-                        .unwrap_or_else(|| schema::required::missing(def.schema, def.ty, new)),
+                        .unwrap_or_else(|| schema::required::missing(&def.schema, def.ty, new)),
                 );
                 add_declared(&mut errors, validate::rules::check(def, new));
                 errors.extend(def.strategy.validate_also(new));
@@ -718,6 +727,13 @@ impl Preconditions {
     }
 }
 
+/// Whether the store holds an object in a form that is no longer written: even a change of nothing is then
+/// worth a write, which is how storage is migrated.
+fn is_stale(def: &ResourceDef, current: &Object) -> bool {
+    let Some(custom) = &def.custom else { return false };
+    current.reshaped || !crate::convert::has_version(&current.bytes, &custom.storage_api_version)
+}
+
 /// Records who owns the fields of a new object: the applier its configuration, an updater everything.
 fn own_new_object(
     def: &ResourceDef,
@@ -726,10 +742,10 @@ fn own_new_object(
     writer: &Writer<'_>,
 ) {
     let Some(config) = applied else {
-        return apply::track_update(def.schema, def.ty, None, object, writer);
+        return apply::track_update(&def.schema, def.ty, None, object, writer);
     };
     // Nothing is there yet, so nothing can conflict.
-    if let Ok(mut owned) = apply::apply(def.schema, def.ty, None, config, writer, true)
+    if let Ok(mut owned) = apply::apply(&def.schema, def.ty, None, config, writer, true)
         && let Some(fields) = metadata(&mut owned).remove("managedFields")
     {
         metadata(object).insert("managedFields".into(), fields);
@@ -764,7 +780,7 @@ fn patched(def: &ResourceDef, current: &Map<String, Value>, patch: Patch<'_>) ->
                 return Err(Status::bad_request("error decoding patch: the patch is not an object"));
             };
             let mut object = current.clone();
-            schema::strategic::apply(def.schema, def.ty, &mut object, &patch)
+            schema::strategic::apply(&def.schema, def.ty, &mut object, &patch)
                 .map_err(|e| Status::bad_request(e.to_string()))?;
             Ok(Value::Object(object))
         }

@@ -159,7 +159,7 @@ impl Pass<'_> {
                     now: "",
                 };
                 let mut merged =
-                    schema::apply::apply(def.schema, def.ty, Some(&current), &config, &writer, true)?;
+                    schema::apply::apply(&def.schema, def.ty, Some(&current), &config, &writer, true)?;
                 registry::write::metadata(&mut merged).remove("managedFields");
                 if let Some(managed) = managed {
                     registry::write::metadata(&mut merged).insert("managedFields".into(), managed);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use admission::dynamic::policy::Versioned;
 use admission::dynamic::{Resource, Subject, World};
 use auth::rbac::{Attributes as Question, Decision};
+use futures_util::FutureExt;
 use meta::UserInfo;
 use registry::admit::Attributes;
 use registry::{ResourceDef, ResourceTable};
@@ -102,10 +103,7 @@ impl<'a> View<'a> {
         let convert =
             |o: &Map<String, Value>| match std::ptr::eq(to, self.attributes.def) || self.kind.is_some() {
                 true => o.clone(),
-                false => {
-                    let stored = registry::convert::to_storage(self.attributes.def, o.clone());
-                    registry::convert::from_storage(to, stored)
-                }
+                false => converted(self.attributes.def, to, o.clone()),
             };
         let mut shown = (object.map(convert), old.map(convert));
         // Webhooks never see who owns which fields of what is being deleted differently; the type is always there.
@@ -124,8 +122,25 @@ impl<'a> View<'a> {
         if std::ptr::eq(from, self.attributes.def) || self.kind.is_some() {
             return object;
         }
-        let stored = registry::convert::to_storage(from, object);
-        registry::convert::from_storage(self.attributes.def, stored)
+        converted(from, self.attributes.def, object)
+    }
+}
+
+/// An object of one version in another.
+fn converted(from: &ResourceDef, to: &ResourceDef, object: Map<String, Value>) -> Map<String, Value> {
+    let stored = at_once(object.clone(), registry::convert::to_storage(from, object));
+    at_once(stored.clone(), registry::convert::from_storage(to, stored))
+}
+
+/// The outcome of a conversion that needs nobody else. One that has to ask a webhook cannot be waited for while
+/// expressions are evaluated; then the object is shown as it is.
+fn at_once(
+    object: Map<String, Value>,
+    conversion: impl Future<Output = Result<Map<String, Value>, meta::Status>>,
+) -> Map<String, Value> {
+    match conversion.now_or_never() {
+        Some(Ok(converted)) => converted,
+        _ => object,
     }
 }
 
@@ -145,7 +160,7 @@ impl World for View<'_> {
         let Some(def) = self.table.find_kind(group, version, kind) else { return Vec::new() };
         let shown = |o: Arc<meta::Object>| match o.to_value() {
             Value::Object(map) => {
-                let mut map = registry::convert::from_storage(def, map);
+                let mut map = at_once(map.clone(), registry::convert::from_storage(def, map));
                 map.insert("apiVersion".into(), def.api_version().into());
                 map.insert("kind".into(), (*def.kind).into());
                 Value::Object(map)

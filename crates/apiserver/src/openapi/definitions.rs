@@ -65,6 +65,17 @@ impl<'a> Builder<'a> {
         self.version.reference(name)
     }
 
+    /// Adds a definition that comes from elsewhere.
+    pub fn insert(&mut self, name: String, definition: Value) {
+        self.wanted.remove(&name);
+        self.done.insert(name, definition);
+    }
+
+    /// The description of a field of a built-in type.
+    pub fn description(&self, ty: &str, field: &str) -> Option<String> {
+        self.described.get(ty)?.fields.get(field).cloned()
+    }
+
     /// Definitions of everything referred to, and of what those refer to.
     pub fn finish(mut self) -> Map<String, Value> {
         while let Some(name) = self.wanted.pop_first() {

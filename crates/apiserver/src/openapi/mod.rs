@@ -3,6 +3,7 @@
 //! Operations are values ([`operations`]), types come from [`definitions`]; here they become documents. A
 //! document is made when first asked for and kept, with its hash, until the table changes.
 
+mod custom;
 pub mod definitions;
 mod gnostic;
 pub mod operations;
@@ -139,9 +140,17 @@ fn response(builder: &mut Builder<'_>, code: u16, answer: &Answers, produces: &[
     }
 }
 
-/// A document of some operations.
-fn document(version: Version, operations: &[Operation]) -> Value {
+/// A document of some operations; `table` defines the custom resources among their types.
+fn document(version: Version, table: &ResourceTable, operations: &[Operation]) -> Value {
     let mut builder = Builder::new(version, Schema::builtin());
+    for row in table.rows() {
+        let api = format!("/apis/{}/{}/", row.group, row.version);
+        if let Some(definition) =
+            row.custom.as_ref().filter(|_| operations.iter().any(|o| o.path.starts_with(&api)))
+        {
+            custom::add(&mut builder, row, definition);
+        }
+    }
     let mut by_path: std::collections::BTreeMap<&str, Vec<&Operation>> = Default::default();
     for operation in operations {
         by_path.entry(&operation.path).or_default().push(operation);
@@ -284,7 +293,7 @@ fn form(server: &Server, path: &str, media: usize, make: impl Fn() -> Value) -> 
 pub fn v2(server: &Server, headers: &HeaderMap) -> Result<Answer, Status> {
     let at = media(headers, &V2_MEDIA)?;
     let table = server.registry.table();
-    let make = || document(Version::V2, &operations::all(&table));
+    let make = || document(Version::V2, &table, &operations::all(&table));
     let (bytes, etag) = form(server, "openapi/v2", at, make);
     Ok(kept(headers, V2_MEDIA[at].1, bytes, &etag))
 }
@@ -292,7 +301,7 @@ pub fn v2(server: &Server, headers: &HeaderMap) -> Result<Answer, Status> {
 fn v3_document(server: &Server, path: &str, at: usize) -> Option<(Bytes, String)> {
     let table = server.registry.table();
     let operations = part(&table, path)?;
-    Some(form(server, &format!("openapi/v3/{path}"), at, || document(Version::V3, &operations)))
+    Some(form(server, &format!("openapi/v3/{path}"), at, || document(Version::V3, &table, &operations)))
 }
 
 /// `/openapi/v3`: one entry per part, with a hash that changes with the document.

@@ -257,7 +257,7 @@ impl<'a> Row<'a> {
             },
             |s| s.name.to_string(),
         );
-        let list = type_name(def.schema, (kind.0, kind.1, &format!("{}List", kind.2)));
+        let list = type_name(&def.schema, (kind.0, kind.1, &format!("{}List", kind.2)));
         Row {
             def,
             root,

@@ -17,7 +17,7 @@ use super::lifecycle::CONTAINER_FILE;
 use super::sandbox::tell;
 use super::{Container, Runtime, Sandbox, exit_info, timestamp};
 use crate::signals;
-use crate::spec::write_json;
+use crate::spec::{ContainerRecord, write_json};
 use crate::wire::Request;
 
 fn sandbox_status(sandbox: &Sandbox) -> PodSandboxStatus {
@@ -38,8 +38,7 @@ fn sandbox_status(sandbox: &Sandbox) -> PodSandboxStatus {
     }
 }
 
-fn state_of(container: &Container) -> ContainerState {
-    let record = container.record.borrow();
+fn state_of(record: &ContainerRecord) -> ContainerState {
     match (&record.exit, record.pid) {
         (Some(_), _) => ContainerState::Exited,
         (None, 0) => ContainerState::Created,
@@ -56,7 +55,8 @@ fn container_status(container: &Container) -> ContainerStatus {
         sandbox_id: file.sandbox_id.clone(),
         name: file.config.name.clone(),
         attempt: file.config.attempt,
-        state: state_of(container),
+        // From the same record as the rest: another look could see a later one.
+        state: state_of(&record),
         created_at: timestamp(file.created_at),
         started_at: (record.started_at != 0).then(|| timestamp(record.started_at)),
         exit: record.exit.as_ref().map(exit_info),
@@ -106,7 +106,7 @@ impl Runtime {
             let file = c.file.read();
             filter.id.as_ref().is_none_or(|id| *id == c.id)
                 && filter.sandbox_id.as_ref().is_none_or(|id| *id == file.sandbox_id)
-                && filter.state.is_none_or(|state| state == state_of(c))
+                && filter.state.is_none_or(|state| state == state_of(&c.record.borrow()))
                 && has_labels(&file.config.labels, &filter.labels)
         };
         self.containers.read().values().filter(|c| passes(c)).cloned().collect()

@@ -4,6 +4,8 @@
 //! [`Plain`]: structural validation and nothing special.
 
 mod config;
+pub mod crd;
+pub mod custom;
 mod job;
 mod namespace;
 mod platform;
@@ -40,7 +42,7 @@ pub struct Context<'a> {
 }
 
 /// What is particular to a kind. Every method has the behaviour of an ordinary kind as its default.
-pub trait Strategy: Sync {
+pub trait Strategy: Send + Sync {
     /// Defaults that depend on other fields; the unconditional ones are data of `schema`.
     fn default(&self, _object: &mut Object) {}
 
@@ -93,6 +95,16 @@ pub trait Strategy: Sync {
         Vec::new()
     }
 
+    /// Every rule a new object breaks; by default those of every version.
+    fn validate_create(&self, object: &Object) -> Option<Vec<FieldError>> {
+        self.validate(object)
+    }
+
+    /// Whether PUT must name the version it replaces.
+    fn needs_version_on_update(&self) -> bool {
+        false
+    }
+
     /// Every rule the change breaks.
     fn validate_update(&self, _subresource: &str, _new: &Object, _old: &Object) -> Vec<FieldError> {
         Vec::new()
@@ -119,6 +131,24 @@ pub trait Strategy: Sync {
     /// What is wrong with a name.
     fn name_problem(&self, name: &str) -> Option<String> {
         meta::names::subdomain_problem(name)
+    }
+}
+
+/// A built-in strategy, or that of a custom resource.
+pub enum StrategyRef {
+    /// Compiled in.
+    Builtin(&'static dyn Strategy),
+    /// Made from a definition.
+    Custom(custom::CustomStrategy),
+}
+
+impl std::ops::Deref for StrategyRef {
+    type Target = dyn Strategy;
+    fn deref(&self) -> &Self::Target {
+        match self {
+            StrategyRef::Builtin(strategy) => *strategy,
+            StrategyRef::Custom(strategy) => strategy,
+        }
     }
 }
 
@@ -165,6 +195,7 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("", "Endpoints") | ("", "LimitRange") => &Upsert,
         ("", "PersistentVolume") => &storage::Volume,
         ("", "PersistentVolumeClaim") => &storage::Claim,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => &crd::Definition,
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &rbac::Role,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &rbac::Binding,
         _ => &Plain,

@@ -39,11 +39,11 @@ pub fn metadata(def: &ResourceDef, object: &Map<String, Value>) -> Vec<FieldErro
             errors.push(FieldError::invalid("metadata.namespace", &namespace.into(), &problem));
         }
     }
-    errors.extend(common_metadata(object));
+    errors.extend(common_metadata(def, object));
     errors
 }
 
-fn common_metadata(object: &Map<String, Value>) -> Vec<FieldError> {
+fn common_metadata(def: &ResourceDef, object: &Map<String, Value>) -> Vec<FieldError> {
     let metadata = object.get("metadata").unwrap_or(&Value::Null);
     let mut errors = labels(&metadata["labels"], "metadata.labels");
     errors.extend(annotations(&metadata["annotations"], "metadata.annotations"));
@@ -53,7 +53,7 @@ fn common_metadata(object: &Map<String, Value>) -> Vec<FieldError> {
         let standard = matches!(text, "orphan" | "foregroundDeletion" | "kubernetes");
         if let Some(problem) = problem {
             errors.push(FieldError::invalid(format!("metadata.finalizers[{i}]"), finalizer, &problem));
-        } else if !standard && !text.contains('/') {
+        } else if !standard && !text.contains('/') && def.custom.is_none() {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(format!("metadata.finalizers[{i}]"), finalizer, why));
         }
@@ -91,7 +91,7 @@ pub fn metadata_update(
     new: &Map<String, Value>,
     old: &Map<String, Value>,
 ) -> Vec<FieldError> {
-    let mut errors = common_metadata(new);
+    let mut errors = common_metadata(def, new);
     for key in ["name", "namespace", "uid", "creationTimestamp"] {
         if key == "namespace" && !def.namespaced {
             continue;

@@ -12,7 +12,7 @@ pub fn build(props: Props, group: &str, version: &str, kind: &str) -> (Schema, T
     let builtin = Schema::builtin();
     let metadata = builtin.named(OBJECT_META).map(|ty| schema.import(builtin, ty));
     let mut builder = Builder { any: schema.intern(Shape::Any), free: schema.free(), schema, metadata };
-    let name = format!("{group}.{version}.{kind}");
+    let name = open_api_name(group, version, kind);
     let mut root = builder.object(&props, true);
     root.name = name.into();
     root.gvk = Some((group.into(), version.into(), kind.into()));
@@ -20,6 +20,12 @@ pub fn build(props: Props, group: &str, version: &str, kind: &str) -> (Schema, T
     let mut schema = builder.schema;
     schema.describe(ty, metadata, props);
     (schema, ty)
+}
+
+/// The name of a kind's type in OpenAPI: the group backwards, as for built-in types.
+pub fn open_api_name(group: &str, version: &str, kind: &str) -> String {
+    let parts: Vec<&str> = group.split('.').rev().collect();
+    format!("{}.{version}.{kind}", parts.join("."))
 }
 
 struct Builder {
