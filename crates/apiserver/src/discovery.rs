@@ -47,13 +47,19 @@ impl Cache {
 }
 
 /// Answers `/api...` and `/apis...`.
-pub fn serve(server: &Server, parts: &[&str], shape: Shape) -> Result<Answer, Status> {
+pub fn serve(
+    server: &Server,
+    parts: &[&str],
+    shape: Shape,
+    headers: &http::HeaderMap,
+) -> Result<Answer, Status> {
     let table = server.registry.table();
     let path = parts.join("/");
     if shape == Shape::Discovery && parts.len() == 1 {
         let make = || aggregated(&table, parts[0] == "api").to_string().into();
         let document = server.discovery.get(&table, &format!("{path}?aggregated"), make);
-        return Ok(body::typed(200, AGGREGATED, document));
+        let etag = crate::openapi::hash(&document);
+        return Ok(crate::openapi::kept(headers, AGGREGATED, document, &etag));
     }
     let value = match parts {
         ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
@@ -105,7 +111,8 @@ fn resources(table: &ResourceTable, group: &str, version: &str) -> Result<Value,
             let (g, v, k) = kind_of(row, sub);
             let mut entry = json!({"name": format!("{}/{}", row.resource, sub.name), "singularName": "",
                 "namespaced": row.namespaced, "kind": k, "verbs": subresource_verbs(sub)});
-            if sub.kind.is_some() {
+            // Only what belongs to another group says so.
+            if (g, v) != (&*row.group, &*row.version) {
                 entry["group"] = g.into();
                 entry["version"] = v.into();
             }

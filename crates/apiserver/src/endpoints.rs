@@ -55,7 +55,7 @@ pub fn serve(server: &Server, request: &Request<Body>, query: &Query) -> Result<
         }
         [] => Ok(body::json(200, &json!({"paths": crate::discovery::paths(server)}))),
         ["api" | "apis", ..] => {
-            crate::discovery::serve(server, &parts, negotiate::accept(request.headers())?)
+            crate::discovery::serve(server, &parts, negotiate::accept(request.headers())?, request.headers())
         }
         _ => Err(Status::path_not_found()),
     }

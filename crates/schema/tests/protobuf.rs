@@ -39,6 +39,8 @@ fn value(schema: &Schema, ty: TypeId, r: &mut Random, depth: usize) -> Option<Va
         Shape::Bool => json!(true),
         Shape::Int32 => json!([1, -1, i32::MAX, i32::MIN][r.below(4) as usize]),
         Shape::Int64 => json!([1, -1, i64::MAX, i64::MIN][r.below(4) as usize]),
+        // Only custom resources have values of any type.
+        Shape::Free => return None,
         Shape::Double => json!([0.5, -2.25, 1e300][r.below(3) as usize]),
         Shape::Bytes => json!(["AA==", "AQID", "/+8="][r.below(3) as usize]),
         Shape::Quantity => json!(["1", "500m", "1Gi", "-3"][r.below(4) as usize]),
@@ -49,7 +51,7 @@ fn value(schema: &Schema, ty: TypeId, r: &mut Random, depth: usize) -> Option<Va
         Shape::MicroTime => {
             json!(["2026-01-02T03:04:05.000006Z", "1965-01-02T03:04:05.600000Z"][r.below(2) as usize])
         }
-        Shape::Any | Shape::Free => [json!({"f:a": {}}), json!([1, "x"]), json!({"b": {"c": [null, 1.5]}})]
+        Shape::Any => [json!({"f:a": {}}), json!([1, "x"]), json!({"b": {"c": [null, 1.5]}})]
             [r.below(3) as usize]
             .clone(),
         Shape::List { item, .. } => {

@@ -5,6 +5,7 @@ mod api;
 mod cli;
 mod network;
 mod node;
+mod operations;
 mod quota;
 mod storage;
 
@@ -17,6 +18,7 @@ fn main() -> std::process::ExitCode {
         cli::cases(),
         quota::cases(),
         admission::cases(),
+        operations::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }

@@ -370,7 +370,7 @@ impl Scope<'_> {
         Ok(serde_json::from_slice(&answer)?)
     }
 
-    /// Any request with any headers; answers code, headers and the body (of a stream only its first line).
+    /// Any request with any headers; answers code, headers and the body (of a stream only its first event).
     pub fn raw(
         &self,
         method: http::Method,
@@ -393,7 +393,7 @@ impl Scope<'_> {
                     if let Ok(data) = frame.map_err(|e| anyhow::anyhow!("{e}"))?.into_data() {
                         out.extend_from_slice(&data);
                     }
-                    if path.contains("watch") && out.contains(&b'\n') {
+                    if path.contains("watch") && is_event(&out) {
                         break;
                     }
                 }
@@ -491,6 +491,14 @@ impl Scope<'_> {
         command.arg("--cache-dir").arg(self.cluster.directory.path().join("kubectl-cache"));
         command.args(["-n", &self.namespace]).args(arguments).stdin(Stdio::null());
         command
+    }
+}
+
+/// Whether a stream has brought a first event: a line of JSON or a frame of protobuf.
+fn is_event(bytes: &[u8]) -> bool {
+    match bytes.split_first_chunk::<4>() {
+        Some((length, rest)) if bytes[0] == 0 => rest.len() >= u32::from_be_bytes(*length) as usize,
+        _ => bytes.contains(&b'\n'),
     }
 }
 

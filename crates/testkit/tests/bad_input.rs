@@ -33,7 +33,6 @@ const MAPS: &str = "/api/v1/namespaces/NS/configmaps";
 const ONE: &str = "/api/v1/namespaces/NS/configmaps/one";
 
 fn bodies() -> Vec<Row> {
-    let deep = |n: usize| format!("{}1{}", "{\"a\":".repeat(n), "}".repeat(n));
     let map = |rest: &str| text(format!("{{\"metadata\":{{\"name\":\"x\"}}{rest}}}"));
     vec![
         Row(
@@ -112,6 +111,13 @@ fn bodies() -> Vec<Row> {
             400,
             "",
         ),
+    ]
+}
+
+fn encodings() -> Vec<Row> {
+    let deep = |n: usize| format!("{}1{}", "{\"a\":".repeat(n), "}".repeat(n));
+    let map = |rest: &str| text(format!("{{\"metadata\":{{\"name\":\"x\"}}{rest}}}"));
+    vec![
         Row("POST", MAPS, JSON, map(&format!(",\"data\":{}", deep(20_000))), 400, ""),
         Row("POST", MAPS, JSON, text(deep(200_000)), 422, "name or generateName is required"),
         Row(
@@ -177,6 +183,12 @@ fn bodies() -> Vec<Row> {
             400,
             "strict decoding error: duplicate field \"metadata.name\"",
         ),
+    ]
+}
+
+fn write_options() -> Vec<Row> {
+    let map = |rest: &str| text(format!("{{\"metadata\":{{\"name\":\"x\"}}{rest}}}"));
+    vec![
         Row(
             "POST",
             with_query("?fieldValidation=Never"),
@@ -301,9 +313,6 @@ fn queries() -> Vec<Row> {
     let list = |query: &str, code: u16, message: &'static str| {
         Row("GET", leak(&format!("{MAPS}?{query}")), JSON, Vec::new(), code, message)
     };
-    let delete = |query: &str, code: u16, message: &'static str| {
-        Row("DELETE", leak(&format!("{MAPS}/absent?{query}")), JSON, Vec::new(), code, message)
-    };
     let many = (0..2000).map(|i| format!("k{i}%3Dv{i}")).collect::<Vec<_>>().join(",");
     vec![
         list("limit=-1", 200, ""),
@@ -365,6 +374,14 @@ fn queries() -> Vec<Row> {
             400,
             "field label not supported: spec.x",
         ),
+    ]
+}
+
+fn deletions() -> Vec<Row> {
+    let delete = |query: &str, code: u16, message: &'static str| {
+        Row("DELETE", leak(&format!("{MAPS}/absent?{query}")), JSON, Vec::new(), code, message)
+    };
+    vec![
         delete(
             "propagationPolicy=Later",
             422,
@@ -386,6 +403,12 @@ fn queries() -> Vec<Row> {
             409,
             "the UID in the precondition (x) does not match the UID in record",
         ),
+    ]
+}
+
+/// URLs and methods that nothing is served under.
+fn urls() -> Vec<Row> {
+    vec![
         Row(
             "GET",
             "/api/v1/namespaces/NS/widgets",
@@ -508,7 +531,8 @@ fn bad_input_is_refused_with_upstreams_words() -> anyhow::Result<()> {
     scope.create("configmaps", json!({"metadata": {"name": "one"}, "data": {"a": "b".repeat(1000)}}))?;
     let before = resident(&cluster)?;
     let mut problems = Vec::new();
-    for row in bodies().iter().chain(&patches()).chain(&queries()) {
+    let groups = [bodies(), encodings(), write_options(), patches(), queries(), deletions(), urls()];
+    for row in groups.iter().flatten() {
         if let Err(error) = check(&scope, row) {
             let body = String::from_utf8_lossy(&row.3[..row.3.len().min(80)]).into_owned();
             problems.push(format!("{} {} {body:?}: {error:#}", row.0, &row.1[..row.1.len().min(120)]));

@@ -229,7 +229,8 @@ fn parts(table: &ResourceTable) -> Vec<String> {
     out
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// A hash of a document, as an entity tag.
+pub(crate) fn hash(bytes: &[u8]) -> String {
     Sha512::digest(bytes).iter().map(|b| format!("{b:02X}")).collect()
 }
 
@@ -252,7 +253,7 @@ fn media(headers: &HeaderMap, served: &[(&'static str, &'static str)]) -> Result
 }
 
 /// A document with the headers that let clients keep it; nothing but those when they have it already.
-fn kept(headers: &HeaderMap, content_type: &'static str, document: Bytes, etag: &str) -> Answer {
+pub(crate) fn kept(headers: &HeaderMap, content_type: &'static str, document: Bytes, etag: &str) -> Answer {
     let quoted = format!("\"{etag}\"");
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
     let known = known.flat_map(|v| v.split(',')).any(|v| {
