@@ -2,11 +2,23 @@
 
 mod api;
 mod cli;
+mod crd;
+mod crd_fields;
+mod crd_openapi;
 mod network;
 mod node;
 mod storage;
 
 fn main() -> std::process::ExitCode {
-    let groups = [storage::cases(), node::cases(), api::cases(), network::cases(), cli::cases()];
+    let groups = [
+        storage::cases(),
+        node::cases(),
+        api::cases(),
+        network::cases(),
+        cli::cases(),
+        crd::cases(),
+        crd_fields::cases(),
+        crd_openapi::cases(),
+    ];
     testkit::runner::main(&groups.concat())
 }

@@ -244,7 +244,8 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The namespace of a kind: none for the cluster-wide ones.
     fn of(&self, resource: &str) -> &str {
-        const WIDE: [&str; 14] = [
+        const WIDE: [&str; 15] = [
+            "customresourcedefinitions",
             "namespaces",
             "nodes",
             "runtimeclasses",
