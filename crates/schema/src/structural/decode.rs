@@ -47,9 +47,62 @@ pub fn finish(
             ));
         }
     }
+    let types = Types { schema, metadata };
+    types.fields(props, &mut object, "", &mut problems)?;
     let unknown = prune::prune(props, &mut object);
     problems.extend(unknown.into_iter().map(|path| format!("unknown field \"{path}\"")));
     Ok(Decoded { value: object, problems })
+}
+
+/// Checks the metadata of embedded objects as that of whole objects.
+struct Types<'a> {
+    schema: &'a Schema,
+    metadata: TypeId,
+}
+
+impl Types<'_> {
+    fn fields(
+        &self,
+        props: &Props,
+        object: &mut Map<String, Value>,
+        path: &str,
+        problems: &mut Vec<String>,
+    ) -> Result<(), DecodeError> {
+        if props.embedded
+            && let Some(metadata @ Value::Object(_)) = object.get_mut("metadata")
+        {
+            let decoded = decode_value(self.schema, self.metadata, metadata.take())?;
+            let at = format!("field \"{path}.metadata.");
+            problems.extend(decoded.problems.into_iter().map(|p| p.replacen("field \"", &at, 1)));
+            *metadata = Value::Object(decoded.value);
+        }
+        for (name, value) in object {
+            let Some(field) = props.field(name) else { continue };
+            let here = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            self.value(field, value, &here, problems)?;
+        }
+        Ok(())
+    }
+
+    fn value(
+        &self,
+        props: &Props,
+        value: &mut Value,
+        path: &str,
+        problems: &mut Vec<String>,
+    ) -> Result<(), DecodeError> {
+        match value {
+            Value::Object(object) => self.fields(props, object, path, problems),
+            Value::Array(list) => {
+                let Some(items) = &props.items else { return Ok(()) };
+                for (i, item) in list.iter_mut().enumerate() {
+                    self.value(items, item, &format!("{path}[{i}]"), problems)?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Default)]
