@@ -5,6 +5,8 @@
 //!
 //! **Invariant:** knows nothing of the registry or of HTTP.
 
+pub mod dynamic;
+mod limit_ranger;
 mod namespace;
 mod node;
 mod priority;
@@ -56,6 +58,8 @@ pub trait Cluster: Send + Sync {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value>;
     /// All objects of a cluster-scoped resource.
     fn all(&self, group: &str, resource: &str) -> Vec<Value>;
+    /// All objects of a resource in a namespace.
+    fn within(&self, group: &str, resource: &str, namespace: &str) -> Vec<Value>;
 }
 
 /// One admission plugin. Does nothing unless it says otherwise.
@@ -87,6 +91,7 @@ pub trait Plugin: Sync {
 /// The chain.
 pub const PLUGINS: &[&dyn Plugin] = &[
     &namespace::Lifecycle,
+    &limit_ranger::LimitRanger,
     &node::TaintByCondition,
     &service_account::Accounts,
     &priority::Priority,
@@ -154,6 +159,9 @@ mod testing {
         }
         fn all(&self, _: &str, resource: &str) -> Vec<Value> {
             self.0.iter().filter(|o| o.0 == resource).map(|o| o.3.clone()).collect()
+        }
+        fn within(&self, _: &str, resource: &str, namespace: &str) -> Vec<Value> {
+            self.0.iter().filter(|o| (o.0, o.1) == (resource, namespace)).map(|o| o.3.clone()).collect()
         }
     }
 

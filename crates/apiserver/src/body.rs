@@ -1,5 +1,7 @@
 //! Bodies and answers: the shapes every handler returns.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -22,8 +24,18 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Reads a request body whole, within the limit. A body of one frame is not copied.
-pub async fn read(mut body: Body) -> Result<Bytes, Status> {
+/// Longest time a request body may take to arrive (upstream's limit of a whole request).
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Reads a request body whole, within the limits of size and time. A body of one frame is not copied.
+pub async fn read(body: Body) -> Result<Bytes, Status> {
+    match tokio::time::timeout(REQUEST_TIME_MAX, read_all(body)).await {
+        Ok(read) => read,
+        Err(_) => Err(Status::timeout("Timeout: request did not complete within the allotted timeout")),
+    }
+}
+
+async fn read_all(mut body: Body) -> Result<Bytes, Status> {
     let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame =
@@ -92,5 +104,21 @@ pub fn warn(answer: &mut Answer, warnings: &[String]) {
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             answer.headers_mut().append(header::WARNING, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_and_large_bodies_are_refused() {
+        let never = StreamBody::new(stream::pending::<Result<http_body::Frame<Bytes>, BoxError>>());
+        assert_eq!(read(never.boxed_unsync()).await.unwrap_err().code, 504);
+        let status = read(full(vec![b' '; REQUEST_BYTES_MAX + 1])).await.unwrap_err();
+        assert_eq!((status.code, &*status.message), (413, "Request entity too large: limit is 3145728"));
+        assert_eq!(read(full(vec![b' '; REQUEST_BYTES_MAX])).await.unwrap().len(), REQUEST_BYTES_MAX);
     }
 }

@@ -6,20 +6,46 @@ use meta::Status;
 use registry::admit::{Admit, Attributes};
 use serde_json::{Map, Value};
 
+use crate::dynamic::{self, Collected};
 use crate::server::Server;
 
 /// The chain.
-pub struct Admission(Server);
+pub struct Admission(Server, Collected);
 
 impl Admission {
     /// The chain of a server.
     pub fn new(server: Server) -> Self {
-        Admission(server)
+        Admission(server, Collected::default())
+    }
+
+    /// What webhooks and policies have to say to the client.
+    pub fn warnings(&self) -> Vec<String> {
+        self.1.warnings()
+    }
+
+    /// Asks about a connection to a pod, service or node; `body` is the kind of `options`.
+    pub async fn connect(
+        &self,
+        attributes: &Attributes<'_>,
+        body: (&str, &str, &str),
+        mut options: Map<String, Value>,
+    ) -> Result<(), Status> {
+        dynamic::mutate(&self.0, attributes, Some(body), &mut options, None, &self.1).await?;
+        dynamic::validate(&self.0, attributes, Some(body), Some(&options), None, &self.1).await
     }
 }
 
 /// Looks things up in the watch cache.
 struct Objects<'a>(&'a Server);
+
+impl Objects<'_> {
+    fn snapshot(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Value> {
+        let table = self.0.registry.table();
+        let Some(def) = table.find(group, "v1", resource) else { return Vec::new() };
+        let kind = self.0.registry.cacher().kind(&def.storage_prefix());
+        kind.snapshot(namespace).iter().map(|o| o.to_value()).collect()
+    }
+}
 
 impl admission::Cluster for Objects<'_> {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
@@ -29,10 +55,11 @@ impl admission::Cluster for Objects<'_> {
     }
 
     fn all(&self, group: &str, resource: &str) -> Vec<Value> {
-        let table = self.0.registry.table();
-        let Some(def) = table.find(group, "v1", resource) else { return Vec::new() };
-        let kind = self.0.registry.cacher().kind(&def.storage_prefix());
-        kind.snapshot(None).iter().map(|o| o.to_value()).collect()
+        self.snapshot(group, resource, None)
+    }
+
+    fn within(&self, group: &str, resource: &str, namespace: &str) -> Vec<Value> {
+        self.snapshot(group, resource, Some(namespace))
     }
 }
 
@@ -57,7 +84,8 @@ impl Admit for Admission {
         object: &mut Map<String, Value>,
         old: Option<&Map<String, Value>>,
     ) -> Result<(), Status> {
-        admission::mutate(&request(attributes), object, old, &Objects(&self.0))
+        admission::mutate(&request(attributes), object, old, &Objects(&self.0))?;
+        dynamic::mutate(&self.0, attributes, None, object, old, &self.1).await
     }
 
     async fn validate(
@@ -67,6 +95,20 @@ impl Admit for Admission {
         old: Option<&Map<String, Value>>,
     ) -> Result<(), Status> {
         admission::validate(&request(attributes), object, old, &Objects(&self.0))?;
+        self.restrict_node(attributes, object, old)?;
+        dynamic::validate(&self.0, attributes, None, object, old, &self.1).await?;
+        crate::quota::charge(&self.0, attributes, object, old).await
+    }
+}
+
+impl Admission {
+    /// What a node may write.
+    fn restrict_node(
+        &self,
+        attributes: &Attributes<'_>,
+        object: Option<&Map<String, Value>>,
+        old: Option<&Map<String, Value>>,
+    ) -> Result<(), Status> {
         if auth::node::node_name(attributes.user).is_none() {
             return Ok(());
         }

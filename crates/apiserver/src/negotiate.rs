@@ -16,40 +16,148 @@ pub enum Shape {
     Discovery,
 }
 
-/// The first shape in the `Accept` header that is served.
-pub fn accept(headers: &HeaderMap) -> Result<Shape, Status> {
-    let values: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
-    if values.is_empty() {
-        return Ok(Shape::Object);
+/// How an answer is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Media {
+    /// JSON.
+    #[default]
+    Json,
+    /// YAML.
+    Yaml,
+    /// Kubernetes' protobuf.
+    Protobuf,
+}
+
+/// What the client gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Shape of the objects.
+    pub shape: Shape,
+    /// How they are written down.
+    pub media: Media,
+    /// Whether the clause asks for an indented answer.
+    pub pretty: bool,
+}
+
+/// What an endpoint can answer with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// Protobuf: the field numbers of the kind are known.
+    pub protobuf: bool,
+    /// Tables and bare metadata.
+    pub shapes: bool,
+    /// A stream of events instead of one document.
+    pub stream: bool,
+}
+
+impl Offer {
+    /// Everything that any endpoint offers.
+    pub const ALL: Offer = Offer { protobuf: true, shapes: true, stream: false };
+
+    fn media(self) -> Vec<(&'static str, Media)> {
+        let mut all = vec![("application/json", Media::Json)];
+        if !self.stream {
+            all.push(("application/yaml", Media::Yaml));
+        }
+        if self.protobuf {
+            all.push((PROTOBUF, Media::Protobuf));
+        }
+        all
     }
-    for clause in values.iter().flat_map(|v| v.split(',')) {
-        let mut parts = clause.split(';').map(str::trim);
+}
+
+/// Most clauses of an `Accept` header that are looked at.
+const CLAUSES_MAX: usize = 64;
+
+/// One clause of an `Accept` header.
+struct Clause<'a> {
+    media: &'a str,
+    parameters: Vec<(&'a str, &'a str)>,
+    quality: f32,
+}
+
+impl<'a> Clause<'a> {
+    fn parse(text: &'a str) -> Clause<'a> {
+        let mut parts = text.split(';').map(str::trim);
         let media = parts.next().unwrap_or_default();
         let parameters: Vec<(&str, &str)> = parts.filter_map(|p| p.split_once('=')).collect();
-        let parameter = |name: &str| parameters.iter().find(|(k, _)| *k == name).map_or("", |(_, v)| *v);
-        if !matches!(
-            media,
-            "application/json" | "*/*" | "application/*" | "application/yaml" | "text/html" | ""
-        ) {
-            continue;
-        }
-        match (parameter("as"), parameter("g")) {
-            ("", _) => return Ok(Shape::Object),
-            ("Table", _) => return Ok(Shape::Table),
-            ("PartialObjectMetadata" | "PartialObjectMetadataList", _) => return Ok(Shape::Partial),
-            ("APIGroupDiscoveryList", "apidiscovery.k8s.io")
-                if matches!(parameter("v"), "v2" | "v2beta1") =>
-            {
-                return Ok(Shape::Discovery);
-            }
-            _ => {}
+        let quality = parameters.iter().find(|(k, _)| *k == "q").and_then(|(_, q)| q.parse().ok());
+        Clause { media, parameters, quality: quality.unwrap_or(1.0) }
+    }
+
+    fn get(&self, name: &str) -> &'a str {
+        self.parameters.iter().find(|(k, _)| *k == name).map_or("", |(_, v)| *v)
+    }
+
+    /// Wildcards are less wanted than what is named.
+    fn precision(&self) -> u8 {
+        match self.media {
+            "*/*" | "*" => 0,
+            m if m.ends_with("/*") => 1,
+            _ => 2,
         }
     }
-    Err(Status::new(
-        406,
-        Reason::NotAcceptable,
-        "only the following media types are accepted: application/json, application/yaml",
-    ))
+
+    fn takes(&self, media: &str) -> bool {
+        match self.media.split_once('/') {
+            _ if self.media == media => true,
+            Some(("*", "*")) => true,
+            Some((family, "*")) => media.split('/').next() == Some(family),
+            _ => self.media == "*",
+        }
+    }
+
+    /// The shape it asks for, if the endpoint has it.
+    fn shape(&self, media: Media, offer: Offer) -> Option<Shape> {
+        let meta = self.get("g") == "meta.k8s.io" && matches!(self.get("v"), "v1" | "v1beta1");
+        match self.get("as") {
+            "" => Some(Shape::Object),
+            // People read tables; there is no protobuf of them.
+            "Table" if meta && offer.shapes && media != Media::Protobuf => Some(Shape::Table),
+            "PartialObjectMetadata" | "PartialObjectMetadataList" if meta && offer.shapes => {
+                Some(Shape::Partial)
+            }
+            "APIGroupDiscoveryList"
+                if self.get("g") == "apidiscovery.k8s.io" && matches!(self.get("v"), "v2" | "v2beta1") =>
+            {
+                Some(Shape::Discovery)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The first clause of the `Accept` header that the endpoint can serve.
+pub fn wanted(headers: &HeaderMap, offer: Offer) -> Result<Wanted, Status> {
+    let values: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+    let plain = Wanted { shape: Shape::Object, media: Media::Json, pretty: false };
+    if values.iter().all(|v| v.trim().is_empty()) {
+        return Ok(plain);
+    }
+    let mut clauses: Vec<Clause<'_>> =
+        values.iter().flat_map(|v| v.split(',')).take(CLAUSES_MAX).map(Clause::parse).collect();
+    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality).then(b.precision().cmp(&a.precision())));
+    for clause in clauses.iter().filter(|c| c.quality > 0.0) {
+        for (name, media) in offer.media() {
+            if !clause.takes(name) {
+                continue;
+            }
+            if let Some(shape) = clause.shape(media, offer) {
+                let pretty = matches!(clause.get("pretty"), "1" | "true");
+                return Ok(Wanted { shape, media, pretty });
+            }
+        }
+    }
+    let names = offer.media();
+    let suffix = if offer.stream { ";stream=watch" } else { "" };
+    let names: Vec<String> = names.iter().map(|(name, _)| format!("{name}{suffix}")).collect();
+    let message = format!("only the following media types are accepted: {}", names.join(", "));
+    Err(Status::new(406, Reason::NotAcceptable, message))
+}
+
+/// The shape of the answer, whatever it is written in.
+pub fn accept(headers: &HeaderMap) -> Result<Shape, Status> {
+    wanted(headers, Offer::ALL).map(|w| w.shape)
 }
 
 /// The body of a write as JSON: JSON stays as it is, YAML is converted.
@@ -58,12 +166,12 @@ pub fn body_as_json(headers: &HeaderMap, body: bytes::Bytes) -> Result<bytes::By
         "" | "application/json" => Ok(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml_to_json(&body),
         PROTOBUF => protobuf_to_json(&body),
-        other => Err(unsupported(other, &["application/json", "application/yaml", PROTOBUF])),
+        _ => Err(unsupported(&["application/json", "application/yaml", PROTOBUF])),
     }
 }
 
 /// Media type of Kubernetes' protobuf.
-const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// Protobuf to JSON: the envelope names the type, the type table does the rest.
 fn protobuf_to_json(body: &[u8]) -> Result<bytes::Bytes, Status> {
@@ -93,9 +201,9 @@ pub fn content_type(headers: &HeaderMap) -> String {
 }
 
 /// 415.
-pub fn unsupported(found: &str, accepted: &[&str]) -> Status {
+pub fn unsupported(accepted: &[&str]) -> Status {
     let message = format!(
-        "the body of the request was in an unknown format - accepted media types include: {} (found {found})",
+        "the body of the request was in an unknown format - accepted media types include: {}",
         accepted.join(", ")
     );
     Status::new(415, Reason::UnsupportedMediaType, message)
@@ -139,7 +247,40 @@ mod tests {
             shape("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"),
             Ok(Shape::Partial)
         );
-        assert_eq!(shape("application/vnd.kubernetes.protobuf"), Err(406));
+        assert_eq!(shape("application/vnd.kubernetes.protobuf"), Ok(Shape::Object));
+        assert_eq!(shape("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io"), Err(406));
+        assert_eq!(shape("application/xml"), Err(406));
+        assert_eq!(shape("application/json;as=Table;v=v1;g=other"), Err(406));
+    }
+
+    fn want(accept_header: &str, offer: Offer) -> Result<(Shape, Media, bool), String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, accept_header.parse().unwrap());
+        wanted(&headers, offer).map(|w| (w.shape, w.media, w.pretty)).map_err(|s| s.message)
+    }
+
+    #[test]
+    fn media() {
+        let none = Offer { protobuf: false, shapes: false, stream: false };
+        let stream = Offer { stream: true, ..Offer::ALL };
+        let object = |media| Ok((Shape::Object, media, false));
+        for (header, offer, expected) in [
+            ("", Offer::ALL, object(Media::Json)),
+            ("*/*", Offer::ALL, object(Media::Json)),
+            ("text/html,application/xhtml+xml,*/*;q=0.8", Offer::ALL, object(Media::Json)),
+            ("application/yaml", Offer::ALL, object(Media::Yaml)),
+            ("application/json;q=0.5,application/yaml", Offer::ALL, object(Media::Yaml)),
+            ("*/*,application/yaml", Offer::ALL, object(Media::Yaml)),
+            ("application/vnd.kubernetes.protobuf,application/json", Offer::ALL, object(Media::Protobuf)),
+            ("application/vnd.kubernetes.protobuf,application/json", none, object(Media::Json)),
+            ("application/json;pretty=1", Offer::ALL, Ok((Shape::Object, Media::Json, true))),
+            ("application/vnd.kubernetes.protobuf;stream=watch", stream, object(Media::Protobuf)),
+            ("application/yaml", stream, Err("only the following media types are accepted: application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch".into())),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io", none, Err("only the following media types are accepted: application/json, application/yaml".into())),
+            ("application/json;q=0", Offer::ALL, Err("only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf".into())),
+        ] {
+            assert_eq!(want(header, offer), expected, "{header}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustls::ServerConfig;
@@ -18,6 +18,14 @@ use crate::server::{PeerCertificate, Server};
 
 /// Longest TLS handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Longest time the head of a request may take to arrive (upstream's limit).
+const HEADERS_MAX: Duration = Duration::from_secs(32);
+/// Most bytes of the head of a request (upstream's limit): selectors may be long.
+const HEADERS_BYTES_MAX: u32 = 1 << 20;
+/// A silent HTTP/2 connection is asked this often whether anybody is there (upstream's interval).
+const PING_EVERY: Duration = Duration::from_secs(30);
+/// Longest wait for the answer to that.
+const PING_MAX: Duration = Duration::from_secs(15);
 /// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 8192;
 /// Streams of one HTTP/2 connection at once (upstream's limit).
@@ -33,7 +41,15 @@ pub async fn listen(server: Server, listener: TcpListener, tls: Arc<ServerConfig
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let drain = GracefulShutdown::new();
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http2().max_concurrent_streams(STREAMS_MAX).adaptive_window(true);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADERS_BYTES_MAX)
+        .adaptive_window(true)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_MAX);
     let builder = Arc::new(builder);
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { break };

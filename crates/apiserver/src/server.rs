@@ -64,7 +64,9 @@ pub struct Parts {
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
     pub(crate) discovery: crate::discovery::Cache,
+    pub(crate) quotas: crate::quota::Locks,
     pub(crate) webhooks: crate::webhook::Pool,
+    pub(crate) dynamic: crate::dynamic::Dynamic,
 }
 
 impl std::ops::Deref for Server {
@@ -96,6 +98,7 @@ impl Server {
         let (rbac, nodes) = (Arc::new(RbacIndex::new()), Arc::new(NodeGraph::new()));
         crate::follow::rbac(&config.registry, &rbac);
         crate::follow::nodes(&config.registry, &nodes);
+        let dynamic = crate::dynamic::Dynamic::new(&config.registry);
         Server(Arc::new(Parts {
             registry: config.registry,
             authenticator: config.authenticator,
@@ -110,7 +113,9 @@ impl Server {
             reads: Semaphore::new(READS_IN_FLIGHT_MAX),
             writes: Semaphore::new(WRITES_IN_FLIGHT_MAX),
             discovery: crate::discovery::Cache::default(),
+            quotas: crate::quota::Locks::default(),
             webhooks: crate::webhook::Pool::default(),
+            dynamic,
         }))
     }
 
@@ -145,10 +150,12 @@ impl Server {
     async fn chain(&self, mut request: Request<Body>) -> (RequestInfo, Answer) {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = parse(request.method(), request.uri().path(), &query);
+        let form = crate::transcode::Form::of(&request, &query);
         let answer = match self.authenticate(&mut request) {
             Ok(user) => self.authorized(request, &info, &query, user).await,
             Err(status) => body::failure(&status),
         };
+        let answer = crate::transcode::finish(answer, form).await;
         (info, answer)
     }
 
@@ -241,7 +248,11 @@ impl Server {
             Err(status) => return body::failure(&status),
         };
         let answered = if info.is_resource {
-            self.resource(request, info, query, &user).await
+            let answered = self.resource(request, info, query, &user).await;
+            answered.map(|mut answer| {
+                body::warn(&mut answer, &deprecation(info));
+                answer
+            })
         } else {
             crate::endpoints::serve(self, &request, query)
         };
@@ -292,12 +303,18 @@ impl Server {
             "update" => "put",
             verb => verb,
         };
+        // Collections and objects have methods of their own; a watch or list may be about one name.
+        let misplaced = match info.verb {
+            "create" => !info.name.is_empty(),
+            "get" | "update" | "patch" | "delete" => info.name.is_empty(),
+            _ => false,
+        };
         if let Some(custom) = def.custom.as_ref().filter(|c| c.terminating && info.verb == "create") {
             let why = format!("{} not allowed while custom resource definition is terminating", info.verb);
             tracing::debug!(definition = &*custom.definition, "refused a create");
             return Err(Status { message: why, ..method_not_allowed(def) });
         }
-        if !def.serves(method) {
+        if misplaced || !def.serves(method) {
             return Err(method_not_allowed(def));
         }
         let answered = self.verb(request, info, query, user, def).await;
@@ -319,6 +336,7 @@ impl Server {
     ) -> Result<Answer, Status> {
         let (parts, body) = request.into_parts();
         let call = Call { info, query, headers: &parts.headers, user, def };
+        call.wanted()?;
         match info.verb {
             "get" if !def.is_stored() => crate::reviews::component_status(&info.name),
             "list" if !def.is_stored() => Ok(crate::reviews::component_statuses()),
@@ -337,6 +355,18 @@ impl Server {
             _ => Err(method_not_allowed(def)),
         }
     }
+}
+
+/// Resources that are served for old clients only: group, version, resource, and what clients are told.
+const DEPRECATED: [(&str, &str, &str, &str); 2] = [
+    ("", "v1", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    ("", "v1", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+];
+
+fn deprecation(info: &RequestInfo) -> Vec<String> {
+    let asked = (&*info.group, &*info.version, &*info.resource);
+    let found = DEPRECATED.iter().filter(|(g, v, r, _)| (*g, *v, *r) == asked);
+    found.map(|(.., text)| (*text).to_owned()).collect()
 }
 
 /// 405 for a method that a resource does not have.

@@ -34,6 +34,9 @@ pub async fn serve(
         return Err(method_not_allowed(def));
     }
     if matches!(&*sub.name, "log" | "exec" | "attach" | "portforward" | "proxy") {
+        if &*sub.name != "log" {
+            connect(server, info, query, user, def).await?;
+        }
         return crate::kubelet::serve(server, request, info, query, def).await;
     }
     let (parts, body) = request.into_parts();
@@ -52,6 +55,54 @@ pub async fn serve(
         (_, "patch") => server.patch(&call, body).await,
         _ => Err(method_not_allowed(def)),
     }
+}
+
+/// Asks admission about a connection.
+async fn connect(
+    server: &Server,
+    info: &RequestInfo,
+    query: &Query,
+    user: &UserInfo,
+    def: &ResourceDef,
+) -> Result<(), Status> {
+    let kind = match (&*def.resource, info.subresource.as_str()) {
+        ("pods", "exec") => "PodExecOptions",
+        ("pods", "attach") => "PodAttachOptions",
+        ("pods", "portforward") => "PodPortForwardOptions",
+        ("pods", _) => "PodProxyOptions",
+        ("services", _) => "ServiceProxyOptions",
+        _ => "NodeProxyOptions",
+    };
+    let mut options = Map::new();
+    options.insert("kind".into(), kind.into());
+    options.insert("apiVersion".into(), "v1".into());
+    if matches!(kind, "PodExecOptions" | "PodAttachOptions") {
+        for key in ["stdin", "stdout", "stderr", "tty"] {
+            if query.has(key) {
+                options.insert(key.into(), query.flag(key).into());
+            }
+        }
+        let container = query.get("container");
+        if !container.is_empty() {
+            options.insert("container".into(), container.into());
+        }
+        let command: Vec<&str> = query.all("command").collect();
+        if kind == "PodExecOptions" && !command.is_empty() {
+            options.insert("command".into(), json!(command));
+        }
+    } else if kind.ends_with("ProxyOptions") {
+        options.insert("path".into(), info.rest.as_str().into());
+    }
+    let attributes = registry::admit::Attributes {
+        def,
+        subresource: &info.subresource,
+        namespace: if def.namespaced { &info.namespace } else { "" },
+        name: &info.name,
+        operation: "CONNECT",
+        user,
+        dry_run: false,
+    };
+    server.admission().connect(&attributes, ("", "v1", kind), options).await
 }
 
 /// Decodes a body of a kind that is no resource of its own.
@@ -350,11 +401,11 @@ async fn scale(server: &Server, call: &Call<'_>, method: &str, body: bytes::Byte
             "application/apply-patch+yaml" => {
                 meta::patch::merge_patch(&mut scale, &negotiate::yaml_to_json(&body)?)?
             }
-            other => {
-                return Err(negotiate::unsupported(
-                    other,
-                    &["application/json-patch+json", "application/merge-patch+json"],
-                ));
+            _ => {
+                return Err(negotiate::unsupported(&[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                ]));
             }
         }
         scale

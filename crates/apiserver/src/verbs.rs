@@ -41,6 +41,16 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// What the client gets; refuses what this resource cannot be answered as.
+    pub fn wanted(&self) -> Result<negotiate::Wanted, Status> {
+        let offer = negotiate::Offer {
+            protobuf: self.def.schema.has_numbers(self.def.ty),
+            shapes: self.def.is_stored() || self.def.serves("list"),
+            stream: self.info.verb == "watch",
+        };
+        negotiate::wanted(self.headers, offer)
+    }
+
     fn namespace(&self) -> &'a str {
         if self.def.namespaced { &self.info.namespace } else { "" }
     }
@@ -48,13 +58,7 @@ impl<'a> Call<'a> {
     /// The options of a list or watch.
     pub fn list_options(&self) -> Result<ListOptions, Status> {
         let limit = self.query.get("limit");
-        let limit = if limit.is_empty() {
-            0
-        } else {
-            limit.parse::<i64>().map_err(|_| {
-                Status::bad_request(format!("strconv.ParseInt: parsing {limit:?}: invalid syntax"))
-            })?
-        };
+        let limit = if limit.is_empty() { 0 } else { integer(limit)? };
         Ok(ListOptions {
             label_selector: self.query.get("labelSelector").into(),
             field_selector: self.query.get("fieldSelector").into(),
@@ -72,13 +76,18 @@ impl<'a> Call<'a> {
 
     /// Parameters of a write.
     pub fn write_options(&self) -> Result<WriteOptions<'a>, Status> {
-        let dry_run = match self.query.get("dryRun") {
-            "" => false,
-            "All" => true,
-            other => {
-                let e = meta::FieldError::not_supported("dryRun", &other.into(), &["All"]);
-                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
-            }
+        let kind = match self.info.verb {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            _ => "DeleteOptions",
+        };
+        let refuse = |e: meta::FieldError| Err(Status::invalid("meta.k8s.io", kind, "", &[e]));
+        let asked: Vec<String> = self.query.all("dryRun").map(String::from).collect();
+        let dry_run = match asked.iter().all(|d| d == "All") {
+            true => !asked.is_empty(),
+            false if asked.iter().all(String::is_empty) => false,
+            false => return refuse(registry::write::dry_run_error(&asked)),
         };
         let field_validation = match self.query.get("fieldValidation") {
             "" | "Warn" => FieldValidation::Warn,
@@ -86,14 +95,16 @@ impl<'a> Call<'a> {
             "Strict" => FieldValidation::Strict,
             other => {
                 let allowed = ["", "Ignore", "Strict", "Warn"];
-                let e = meta::FieldError::not_supported("fieldValidation", &other.into(), &allowed);
-                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
+                return refuse(meta::FieldError::not_supported("fieldValidation", &other.into(), &allowed));
             }
         };
         let mut manager = self.query.get("fieldManager").to_owned();
-        if manager.len() > MANAGER_MAX || manager.chars().any(char::is_control) {
-            let e = meta::FieldError::too_long("fieldManager", MANAGER_MAX);
-            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[e]));
+        if manager.len() > MANAGER_MAX {
+            return refuse(meta::FieldError::too_long("fieldManager", MANAGER_MAX));
+        }
+        if manager.chars().any(char::is_control) {
+            let why = "should only contain printable characters";
+            return refuse(meta::FieldError::invalid("fieldManager", &manager.as_str().into(), why));
         }
         if manager.is_empty() {
             let agent =
@@ -119,6 +130,12 @@ impl<'a> Call<'a> {
     }
 }
 
+/// A number among the parameters.
+fn integer(text: &str) -> Result<i64, Status> {
+    text.parse()
+        .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
+}
+
 impl Server {
     /// Answers one object in the shape the client wants.
     pub fn object_answer(&self, call: &Call<'_>, code: u16, bytes: Bytes) -> Result<Answer, Status> {
@@ -139,10 +156,16 @@ impl Server {
         }
     }
 
-    fn written_answer(&self, call: &Call<'_>, written: Written) -> Result<Answer, Status> {
+    fn written_answer(
+        &self,
+        call: &Call<'_>,
+        written: Written,
+        admission: &crate::chain::Admission,
+    ) -> Result<Answer, Status> {
         let code = if written.created { 201 } else { 200 };
         let mut answer = self.object_answer(call, code, written.bytes)?;
         body::warn(&mut answer, &written.warnings);
+        body::warn(&mut answer, &admission.warnings());
         Ok(answer)
     }
 
@@ -197,7 +220,7 @@ impl Server {
         self.check_escalation(call, &object).await?;
         let admission = self.admission();
         let written = self.registry.create(call.target(), object, &options, &admission, warnings).await?;
-        self.written_answer(call, written)
+        self.written_answer(call, written, &admission)
     }
 
     /// PUT of one object or of its status.
@@ -209,7 +232,7 @@ impl Server {
         self.check_escalation(call, &object).await?;
         let admission = self.admission();
         let written = self.registry.update(call.target(), object, &options, &admission, warnings).await?;
-        self.written_answer(call, written)
+        self.written_answer(call, written, &admission)
     }
 
     /// PATCH of one object or of its status.
@@ -224,13 +247,13 @@ impl Server {
                 yaml = negotiate::yaml_to_json(&body)?;
                 Patch::Apply(&yaml)
             }
-            other => {
+            _ => {
                 let mut accepted = vec!["application/json-patch+json", "application/merge-patch+json"];
                 if call.def.custom.is_none() {
                     accepted.push("application/strategic-merge-patch+json");
                 }
                 accepted.push("application/apply-patch+yaml");
-                return Err(negotiate::unsupported(other, &accepted));
+                return Err(negotiate::unsupported(&accepted));
             }
         };
         let options = call.write_options()?;
@@ -240,7 +263,7 @@ impl Server {
         }
         let admission = self.admission();
         let written = self.registry.patch(call.target(), patch, &options, &admission).await?;
-        self.written_answer(call, written)
+        self.written_answer(call, written, &admission)
     }
 
     fn delete_options(&self, call: &Call<'_>, body: &Bytes) -> Result<DeleteOptions, Status> {
@@ -251,8 +274,9 @@ impl Server {
             serde_json::from_slice(&json)
                 .map_err(|e| Status::bad_request(format!("cannot decode DeleteOptions: {e}")))?
         };
-        if let Ok(seconds) = call.query.get("gracePeriodSeconds").parse() {
-            options.grace_period_seconds = Some(seconds);
+        let seconds = call.query.get("gracePeriodSeconds");
+        if !seconds.is_empty() {
+            options.grace_period_seconds = Some(integer(seconds)?);
         }
         if call.query.has("propagationPolicy") {
             options.propagation_policy = Some(call.query.get("propagationPolicy").into());

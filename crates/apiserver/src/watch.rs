@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::body::{Answer, BoxError};
-use crate::negotiate::{self, Shape};
+use crate::negotiate::{Media, Shape};
 use crate::server::Server;
 use crate::verbs::Call;
 
@@ -38,6 +38,7 @@ struct Stream {
     next_bookmark: Instant,
     deadline: Instant,
     shape: Shape,
+    media: Media,
     include: IncludeObject,
     table: Arc<ResourceTable>,
     gvr: (Box<str>, Box<str>, Box<str>),
@@ -48,6 +49,17 @@ struct Stream {
 impl Stream {
     fn def(&self) -> Option<&Arc<ResourceDef>> {
         self.table.find(&self.gvr.0, &self.gvr.1, &self.gvr.2)
+    }
+
+    /// One event in the form of this stream.
+    fn frame(&self, event: &str, object: &[u8]) -> Bytes {
+        match self.media {
+            Media::Protobuf => {
+                let object = crate::transcode::protobuf(object).unwrap_or_default();
+                schema::encode::watch_frame(event, &object).into()
+            }
+            _ => watch_frame(event, object),
+        }
     }
 
     async fn frame_of(&mut self, seen: &Seen) -> Bytes {
@@ -68,7 +80,10 @@ impl Stream {
             return self.shaped(change, &object).await;
         }
         if self.passes(&object) {
-            return seen.frame();
+            return match self.media {
+                Media::Protobuf => seen.encoded(|| self.frame(seen.change.as_str(), &object.bytes)),
+                _ => seen.frame(),
+            };
         }
         self.shaped(seen.change, &object).await
     }
@@ -86,7 +101,7 @@ impl Stream {
             return Bytes::new();
         }
         if self.passes(object) {
-            return watch_frame(Change::Added.as_str(), &object.bytes);
+            return self.frame(Change::Added.as_str(), &object.bytes);
         }
         self.shaped(Change::Added, object).await
     }
@@ -112,9 +127,9 @@ impl Stream {
                 table::table(columns, vec![row], json!({"resourceVersion": object.revision.to_string()}))
             }
             Shape::Partial => table::partial(tree()),
-            _ => return watch_frame(change.as_str(), &bytes),
+            _ => return self.frame(change.as_str(), &bytes),
         };
-        watch_frame(change.as_str(), value.to_string().as_bytes())
+        self.frame(change.as_str(), value.to_string().as_bytes())
     }
 
     fn bookmark(&self, revision: u64, end_of_initial: bool) -> Bytes {
@@ -134,7 +149,7 @@ impl Stream {
             }
             _ => json!({"kind": &*def.kind, "apiVersion": def.api_version(), "metadata": metadata}),
         };
-        watch_frame("BOOKMARK", value.to_string().as_bytes())
+        self.frame("BOOKMARK", value.to_string().as_bytes())
     }
 
     /// The next piece of the stream; `None` ends it.
@@ -198,7 +213,7 @@ impl Server {
         let options = call.list_options()?;
         let def = call.def;
         let namespace = if def.namespaced { call.info.namespace.as_str() } else { "" };
-        let shape = negotiate::accept(call.headers)?;
+        let wanted = call.wanted()?;
         let mut watch = self.registry.watch(def, namespace, &call.info.name, &options).await?;
         let seconds = match call.query.get("timeoutSeconds").parse::<u64>() {
             Ok(n) if n > 0 => n,
@@ -212,7 +227,8 @@ impl Server {
             next_bookmark: now + BOOKMARK_EVERY,
             deadline: now + Duration::from_secs(seconds),
             watch,
-            shape,
+            shape: wanted.shape,
+            media: wanted.media,
             include: call.include(),
             table: self.registry.table(),
             gvr: (def.group.clone(), def.version.clone(), def.resource.clone()),
@@ -224,8 +240,11 @@ impl Server {
             Some((Ok::<_, BoxError>(Frame::data(bytes)), stream))
         });
         let mut answer = http::Response::new(StreamBody::new(frames).boxed_unsync());
-        let json = http::HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
+        let content_type = http::HeaderValue::from_static(match wanted.media {
+            Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            _ => "application/json",
+        });
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
         Ok(answer)
     }
 }

@@ -22,6 +22,7 @@ mod owners;
 pub mod podgc;
 mod pods;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod root_ca;
 pub mod serviceaccount;
 pub mod tainteviction;
@@ -49,6 +50,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         podgc::descriptor(),
         replicaset::descriptor(),
         replicaset::replication_controller_descriptor(),
+        resourcequota::descriptor(),
         serviceaccount::descriptor(),
         tainteviction::descriptor(),
         ttlafterfinished::descriptor(),

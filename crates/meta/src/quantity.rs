@@ -86,6 +86,25 @@ impl Quantity {
         clamp(div_ceil(self.nanos, NANO / 1000))
     }
 
+    /// Value in units, as near as a double comes.
+    pub fn to_f64(&self) -> f64 {
+        self.nanos as f64 / NANO as f64
+    }
+
+    /// The sum, in this one's format; what is beyond the largest value is cut off.
+    #[must_use]
+    pub fn plus(&self, other: Quantity) -> Quantity {
+        let limit = i128::from(i64::MAX) * NANO;
+        let format = if self.nanos == 0 { other.format } else { self.format };
+        Quantity { nanos: (self.nanos + other.nanos).clamp(-limit, limit), format }
+    }
+
+    /// The difference, in this one's format.
+    #[must_use]
+    pub fn minus(&self, other: Quantity) -> Quantity {
+        self.plus(Quantity { nanos: -other.nanos, format: other.format })
+    }
+
     /// Whether the value is below zero.
     pub fn is_negative(&self) -> bool {
         self.nanos < 0

@@ -57,11 +57,12 @@ pub struct CacheEvent {
     /// The version before.
     pub previous: Option<Arc<Object>>,
     frame: OnceLock<Bytes>,
+    encoded: OnceLock<Bytes>,
 }
 
 impl CacheEvent {
     fn new(change: Change, object: Arc<Object>, previous: Option<Arc<Object>>) -> Arc<Self> {
-        Arc::new(CacheEvent { change, object, previous, frame: OnceLock::new() })
+        Arc::new(CacheEvent { change, object, previous, frame: OnceLock::new(), encoded: OnceLock::new() })
     }
 }
 
@@ -79,6 +80,13 @@ impl Seen {
     pub fn frame(&self) -> Bytes {
         let make = || watch_frame(self.change.as_str(), &self.event.object.bytes);
         if self.change == self.event.change { self.event.frame.get_or_init(make).clone() } else { make() }
+    }
+}
+
+impl Seen {
+    /// The event in another form (protobuf), made by `make`; shared like [`Seen::frame`].
+    pub fn encoded(&self, make: impl Fn() -> Bytes) -> Bytes {
+        if self.change == self.event.change { self.event.encoded.get_or_init(make).clone() } else { make() }
     }
 }
 
@@ -230,6 +238,7 @@ impl KindCache {
                 object: object.clone(),
                 previous: None,
                 frame: OnceLock::new(),
+                encoded: OnceLock::new(),
             });
         }
         self.observers.write().push(Box::new(observer));

@@ -56,6 +56,10 @@ pub enum Deleted {
 
 impl DeleteOptions {
     fn check(&self) -> Result<(), Status> {
+        if self.dry_run.iter().any(|d| d != "All") {
+            let e = crate::write::dry_run_error(&self.dry_run);
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
+        }
         if let Some(policy) = &self.propagation_policy {
             if self.orphan_dependents.is_some() {
                 let e = meta::FieldError::invalid(
@@ -66,7 +70,7 @@ impl DeleteOptions {
                 return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
             }
             if !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground") {
-                let allowed = ["Background", "Foreground", "Orphan"];
+                let allowed = ["Background", "Foreground", "Orphan", "nil"];
                 let e =
                     meta::FieldError::not_supported("propagationPolicy", &policy.as_str().into(), &allowed);
                 return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[e]));
@@ -230,11 +234,13 @@ fn check_preconditions(
     let conflict = |why: String| Err(Status::conflict(&def.group, &def.resource, target.name, &why));
     let uid = meta_text(object, "uid");
     if let Some(w) = wanted.uid.as_deref().filter(|w| *w != uid) {
-        return conflict(format!("Precondition failed: UID in precondition: {w}, UID in object meta: {uid}"));
+        return conflict(format!(
+            "the UID in the precondition ({w}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        ));
     }
     if let Some(w) = wanted.resource_version.as_deref().filter(|w| w.parse() != Ok(current.revision)) {
         return conflict(format!(
-            "Precondition failed: ResourceVersion in precondition: {w}, ResourceVersion in object meta: {}",
+            "the ResourceVersion in the precondition ({w}) does not match the ResourceVersion in record ({}). The object might have been modified",
             current.revision
         ));
     }

@@ -91,7 +91,14 @@ impl ListOptions {
             let known = matches!(r.field.as_str(), "metadata.name" | "metadata.namespace")
                 || def.selectable.iter().any(|f| **f == *r.field);
             if !known {
-                return Err(Status::bad_request(format!("field label not supported: {}", r.field)));
+                // Kinds without fields of their own have the words of the generic rule.
+                return Err(Status::bad_request(match def.selectable.is_empty() {
+                    true => format!(
+                        "{:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                        r.field
+                    ),
+                    false => format!("field label not supported: {}", r.field),
+                }));
             }
         }
         if !name.is_empty() {

@@ -69,6 +69,13 @@ pub struct WriteOptions<'a> {
     pub force: bool,
 }
 
+/// What is wrong with values of `dryRun`, as Go shows a list of strings.
+pub fn dry_run_error(found: &[String]) -> FieldError {
+    let shown: Vec<String> = found.iter().map(|f| format!("{f:?}")).collect();
+    let message = format!("Unsupported value: []string{{{}}}: supported values: \"All\"", shown.join(", "));
+    FieldError { reason: "FieldValueNotSupported", field: "dryRun".into(), message }
+}
+
 /// A finished write.
 #[derive(Debug)]
 pub struct Written {
@@ -100,10 +107,64 @@ pub fn decode_body(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Map<String, Value>, Status> {
-    let decoded = decode(&def.schema, def.ty, body).map_err(|e| cannot_handle(def, &e.0))?;
+    let decoded = decode(&def.schema, def.ty, body).map_err(|e| match syntax_error(body) {
+        Some(why) => unrecognized(def, &why, body),
+        None => cannot_handle(def, &e.0),
+    })?;
     let mut object = accept(def, decoded, validation, warnings)?;
     check_type(def, &mut object)?;
     Ok(object)
+}
+
+/// What is wrong with text that is no JSON, in the words of Go's decoder.
+fn syntax_error(body: &[u8]) -> Option<String> {
+    let error = serde_json::from_slice::<serde::de::IgnoredAny>(body).err()?;
+    let why = match error.classify() {
+        serde_json::error::Category::Eof => "unexpected end of JSON input".to_owned(),
+        _ => {
+            let line = body.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+            let at = line.get(error.column().saturating_sub(1)).copied().unwrap_or_default();
+            format!("invalid character {:?} looking for beginning of value", char::from(at))
+        }
+    };
+    Some(format!("couldn't get version/kind; json parse error: {why}"))
+}
+
+/// Longest beginning of a body that an error shows.
+const SHOWN_BYTES_MAX: usize = 30;
+
+/// 400 for a body that does not say what it is.
+fn unrecognized(def: &ResourceDef, why: &str, body: &[u8]) -> Status {
+    let (head, more) = match body.get(..SHOWN_BYTES_MAX) {
+        Some(head) if body.len() > SHOWN_BYTES_MAX => (head, " ..."),
+        _ => (body, ""),
+    };
+    let shown = match head.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(head).into_owned(),
+        Some(_) => head.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why} ({shown}{more})",
+        def.kind
+    ))
+}
+
+/// 400 for a body that is something else: a kind we know, or one we don't.
+fn wrong_kind(def: &ResourceDef, api_version: &str, kind: &str) -> Status {
+    let (group, version) = meta::gvk::split_api_version(api_version);
+    let why = if def.schema.kind(group, version, kind).is_some() {
+        let package = |group: &str| match group.split('.').next() {
+            None | Some("") => "core".to_owned(),
+            Some(first) => first.to_owned(),
+        };
+        format!("converting ({version}.{kind}) to ({}.{}): unknown conversion", package(&def.group), def.kind)
+    } else {
+        format!(
+            "no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+        )
+    };
+    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {}: {why}", def.kind))
 }
 
 fn cannot_handle(def: &ResourceDef, why: &str) -> Status {
@@ -141,15 +202,22 @@ fn check_type(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), 
         )));
     }
     if kind.as_ref().is_some_and(|k| **k != *def.kind) {
-        return Err(Status::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; {} found",
-            def.kind,
-            kind.unwrap_or_default()
-        )));
+        return Err(wrong_kind(def, &api_version, &kind.unwrap_or_default()));
     }
     object.insert("apiVersion".into(), api_version.into());
     object.insert("kind".into(), (*def.kind).into());
     object.entry("metadata").or_insert_with(|| json!({}));
+    Ok(())
+}
+
+/// Takes an object that admission changed through decoding and defaults again.
+pub fn renew(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), Status> {
+    let value = Value::Object(std::mem::take(object));
+    let decoded = decode_value(&def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
+    *object = decoded.value;
+    check_type(def, object)?;
+    schema::default::apply(&def.schema, def.ty, object);
+    def.strategy.default(object);
     Ok(())
 }
 
@@ -274,6 +342,8 @@ impl Registry {
                 .validate_create(&object)
                 .unwrap_or_else(|| schema::required::missing(&def.schema, def.ty, &object)),
         );
+        add_declared(&mut errors, validate::rules::check(def, &object));
+        errors.extend(def.strategy.validate_also(&object));
         let name = meta_text(&object, "name").to_owned();
         if !errors.is_empty() {
             let shown = if name.is_empty() { meta_text(&object, "generateName") } else { &name };
@@ -584,6 +654,9 @@ impl Registry {
                         .validate(new)
                         .unwrap_or_else(|| schema::required::missing(&def.schema, def.ty, new)),
                 );
+                add_declared(&mut errors, validate::rules::check(def, new));
+                errors.extend(def.strategy.validate_also(new));
+                errors.extend(validate::rules::check_change(def, new, old));
                 errors.extend(def.strategy.validate_update(target.subresource, new, old));
             }
         }
@@ -592,6 +665,16 @@ impl Registry {
         }
         admit.validate(&attributes, Some(new), Some(old)).await?;
         Ok(reservation)
+    }
+}
+
+/// Adds the errors of declared rules where nothing else was found wrong with their field.
+fn add_declared(errors: &mut Vec<FieldError>, declared: Vec<FieldError>) {
+    let known = errors.len();
+    for error in declared {
+        if !errors[..known].iter().any(|e| e.field == error.field && e.reason == error.reason) {
+            errors.push(error);
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod decode;
 pub mod default;
+pub mod encode;
 pub mod fieldset;
 pub mod protobuf;
 pub mod required;

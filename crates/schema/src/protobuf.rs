@@ -7,7 +7,7 @@
 use base64::Engine;
 use serde_json::{Map, Value, json};
 
-use crate::types::{Field, Schema, Shape, TypeId};
+use crate::types::{Field, INNER_SHIFT, Schema, Shape, TypeId};
 
 /// The first bytes of every message: four bytes, then a `runtime.Unknown`.
 pub const MAGIC: &[u8] = b"k8s\0";
@@ -147,10 +147,17 @@ fn object(
         let known = s.fields.iter().find(|f| f.tag == (outer, number));
         match (known, wire) {
             (Some(field), wire) => read_field(schema, field, wire, out, depth)?,
-            (None, Wire::Bytes(inner)) if outer == 0 && s.fields.iter().any(|f| f.tag.0 == number) => {
-                object(schema, ty, number, inner, out, depth + 1)?;
+            (None, Wire::Bytes(inner)) => {
+                let embedded = match outer {
+                    0 => number,
+                    _ => outer.saturating_add(number.saturating_mul(1 << INNER_SHIFT)),
+                };
+                let own_bits = if outer == 0 { (1 << INNER_SHIFT) - 1 } else { u32::MAX };
+                if s.fields.iter().any(|f| f.tag.0 & own_bits == embedded) {
+                    object(schema, ty, embedded, inner, out, depth + 1)?;
+                }
             }
-            (None, _) => {}
+            (None, Wire::Number(_)) => {}
         }
     }
     Ok(())

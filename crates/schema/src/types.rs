@@ -66,6 +66,9 @@ pub enum Shape {
     Struct(u32),
 }
 
+/// Bits of a number of an embedded message below the number of the message within it.
+pub const INNER_SHIFT: u32 = 16;
+
 /// A field of a struct.
 #[derive(Debug, Clone)]
 pub struct Field {
@@ -81,7 +84,8 @@ pub struct Field {
     pub default: Option<Value>,
     /// Whether absence differs from the zero value (a pointer in Go).
     pub pointer: bool,
-    /// Protobuf field number, and that of the embedded message around it (0 for none). 0 when unknown.
+    /// That of the embedded message around it (0 for none; the message within that one above
+    /// [`INNER_SHIFT`]), and the protobuf field number. 0 when unknown.
     pub tag: (u32, u32),
 }
 
@@ -195,6 +199,11 @@ impl Schema {
             s.gvk.as_ref().is_some_and(|(g, v, k)| (&**g, &**v, &**k) == (group, version, kind))
         })?;
         self.interned.get(&Shape::Struct(at as u32)).copied()
+    }
+
+    /// Whether the field numbers of a struct are known, so that it has a protobuf form.
+    pub fn has_numbers(&self, ty: TypeId) -> bool {
+        self.as_struct(ty).is_some_and(|s| s.fields.iter().any(|f| f.tag.1 > 0))
     }
 
     /// The custom resource that these types are of.
@@ -326,8 +335,14 @@ impl Schema {
                     kind = ListKind::Map(keys.split(',').map(Box::from).collect());
                 }
                 Some(("tag", numbers)) => {
-                    let (outer, inner) = numbers.split_once('.').unwrap_or(("0", numbers));
-                    tag = (outer.parse().map_err(|_| "tag")?, inner.parse().map_err(|_| "tag")?);
+                    let numbers: Vec<u32> =
+                        numbers.split('.').map(str::parse).collect::<Result<_, _>>().map_err(|_| "tag")?;
+                    tag = match numbers[..] {
+                        [number] => (0, number),
+                        [outer, number] => (outer, number),
+                        [outer, inner, number] => (outer | inner << INNER_SHIFT, number),
+                        _ => return Err("tag".into()),
+                    };
                 }
                 Some(("patch", p)) => {
                     let (strategies, key) = p.split_once(':').map_or((p, None), |(s, k)| (s, Some(k)));

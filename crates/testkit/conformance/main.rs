@@ -7,6 +7,7 @@ mod crd_fields;
 mod crd_openapi;
 mod network;
 mod node;
+mod quota;
 mod storage;
 
 fn main() -> std::process::ExitCode {
@@ -19,6 +20,7 @@ fn main() -> std::process::ExitCode {
         crd::cases(),
         crd_fields::cases(),
         crd_openapi::cases(),
+        quota::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }

@@ -82,6 +82,11 @@ impl Cluster {
         self.directory.path().join("data")
     }
 
+    /// Process of the server.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// What the cluster logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
@@ -366,14 +371,13 @@ impl Scope<'_> {
         Ok(serde_json::from_slice(&answer)?)
     }
 
-    /// Any request with any headers; answers code, headers and the body, or what of it arrived within `wait`.
+    /// Any request with any headers; answers code, headers and the body (of a stream only its first line).
     pub fn raw(
         &self,
         method: http::Method,
         path: &str,
         headers: &[(&str, &str)],
         body: impl Into<bytes::Bytes>,
-        wait: Duration,
     ) -> anyhow::Result<(u16, http::HeaderMap, Vec<u8>)> {
         let c = self.cluster;
         let mut request = http::Request::builder().method(method).uri(path);
@@ -390,12 +394,13 @@ impl Scope<'_> {
                     if let Ok(data) = frame.map_err(|e| anyhow::anyhow!("{e}"))?.into_data() {
                         out.extend_from_slice(&data);
                     }
+                    if path.contains("watch") && out.contains(&b'\n') {
+                        break;
+                    }
                 }
                 anyhow::Ok(())
             };
-            if let Ok(read) = tokio::time::timeout(wait, read).await {
-                read?;
-            }
+            tokio::time::timeout(WAIT_MAX, read).await??;
             Ok((parts.status.as_u16(), parts.headers, out))
         })
     }

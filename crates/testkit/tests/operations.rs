@@ -2,7 +2,6 @@
 //! the right code and the right kind, and the published documents must list exactly these operations.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use http::Method;
@@ -12,10 +11,6 @@ use testkit::cluster::Scope;
 
 const OPERATIONS: &str = include_str!("../data/operations.txt");
 const SAMPLES: &str = include_str!("../data/samples.json");
-/// Longest wait for an answer that is no stream.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
-/// Longest wait for the first event of a watch.
-const EVENT_MAX: Duration = Duration::from_millis(1500);
 /// Name of the object each resource gets.
 const NAME: &str = "sample";
 
@@ -81,18 +76,17 @@ impl Caller<'_> {
         name: &str,
         content_type: &str,
         body: &Value,
-        wait: Duration,
     ) -> anyhow::Result<(u16, Value)> {
         let path = o
             .path
             .replace("{namespace}", &self.scope.namespace)
             .replace("{name}", name)
             .replace("{path}", "x");
-        let query = if matches!(o.action, "watch" | "watchlist") { "?timeoutSeconds=1" } else { "" };
+        let query = if matches!(o.action, "watch" | "watchlist") { "?timeoutSeconds=5" } else { "" };
         let method: Method = o.method.parse()?;
         let text = if body.is_null() { String::new() } else { body.to_string() };
         let headers = [("content-type", content_type), ("accept", "application/json")];
-        let (code, _, answer) = self.scope.raw(method, &format!("{path}{query}"), &headers, text, wait)?;
+        let (code, _, answer) = self.scope.raw(method, &format!("{path}{query}"), &headers, text)?;
         let first = serde_json::Deserializer::from_slice(&answer).into_iter::<Value>().next();
         Ok((code, first.and_then(Result::ok).unwrap_or_default()))
     }
@@ -106,8 +100,7 @@ impl Caller<'_> {
         kind: (&str, &str, &str),
     ) -> Option<Value> {
         self.calls += 1;
-        let wait = if o.action.starts_with("watch") { EVENT_MAX } else { ANSWER_MAX };
-        let checked = self.call(o, name, content_type, body, wait).and_then(|(code, answer)| {
+        let checked = self.call(o, name, content_type, body).and_then(|(code, answer)| {
             ensure!(codes.contains(&code), "answered {code}: {answer}");
             let object = if o.action.starts_with("watch") { &answer["object"] } else { &answer };
             let api_version =
@@ -182,7 +175,7 @@ impl Caller<'_> {
         // The answer is the object where there is something left to do or the kind says so.
         for o in find("delete") {
             self.calls += 1;
-            let deleted = self.call(o, &name, "", &Value::Null, ANSWER_MAX);
+            let deleted = self.call(o, &name, "", &Value::Null);
             match deleted {
                 Ok((200 | 202, answer)) if answer["kind"] == "Status" || answer["kind"] == kind.2 => {}
                 other => self.problems.push(format!("{} {}: {other:?}", o.id, o.path)),
@@ -200,7 +193,7 @@ impl Caller<'_> {
         match (o.action, sub) {
             // There is nothing to connect to, and the answer must say just that.
             ("connect", _) => {
-                let connected = self.call(o, "absent", "", &Value::Null, ANSWER_MAX);
+                let connected = self.call(o, "absent", "", &Value::Null);
                 self.calls += 1;
                 let plural = format!("{}s \"absent\" not found", owner.2.to_lowercase());
                 match connected {
@@ -260,7 +253,7 @@ impl Caller<'_> {
             _ => None,
         };
         self.calls += 1;
-        match self.call(o, "", "", &Value::Null, ANSWER_MAX) {
+        match self.call(o, "", "", &Value::Null) {
             Ok((200, answer)) if kind.is_none_or(|k| answer["kind"] == k) && answer.is_object() => {}
             other => self.problems.push(format!("{} {}: {other:?}", o.id, o.path)),
         }

@@ -152,6 +152,9 @@ impl<'a> Builder<'a> {
         let kind = name.rsplit('.').next().unwrap_or_default();
         let mut all: BTreeSet<(&str, &str)> = BTreeSet::from([("", "v1")]);
         for (g, v, _) in self.schema.structs().iter().filter_map(|s| s.gvk.as_ref()) {
+            if &**g == "meta.k8s.io" {
+                continue;
+            }
             all.insert((g, v));
         }
         all.into_iter().map(|(g, v)| json!({"group": g, "version": v, "kind": kind})).collect()

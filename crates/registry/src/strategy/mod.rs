@@ -8,6 +8,7 @@ pub mod crd;
 pub mod custom;
 mod job;
 mod namespace;
+mod platform;
 mod pod;
 mod rbac;
 mod service;
@@ -87,6 +88,11 @@ pub trait Strategy: Send + Sync {
     /// Every rule the object breaks; `None` asks for structural validation instead.
     fn validate(&self, _object: &Object) -> Option<Vec<FieldError>> {
         None
+    }
+
+    /// Rules between fields, beside structural validation and the declared rules.
+    fn validate_also(&self, _object: &Object) -> Vec<FieldError> {
+        Vec::new()
     }
 
     /// Every rule a new object breaks; by default those of every version.
@@ -181,6 +187,11 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("", "Event") | ("events.k8s.io", "Event") => &config::Event,
         ("coordination.k8s.io", "Lease") => &config::Lease,
         ("discovery.k8s.io", "EndpointSlice") => &config::EndpointSlice,
+        ("scheduling.k8s.io", "PriorityClass") => &platform::PriorityClass,
+        ("autoscaling", "HorizontalPodAutoscaler") => &platform::Autoscaler,
+        ("certificates.k8s.io", "CertificateSigningRequest") => &platform::SigningRequest,
+        ("apiregistration.k8s.io", "APIService") => &platform::RegisteredApi,
+        ("networking.k8s.io", "Ingress") => &platform::Ingress,
         ("", "Endpoints") | ("", "LimitRange") => &Upsert,
         ("", "PersistentVolume") => &storage::Volume,
         ("", "PersistentVolumeClaim") => &storage::Claim,

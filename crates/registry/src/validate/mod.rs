@@ -2,6 +2,7 @@
 
 mod placement;
 pub mod pod;
+pub mod rules;
 pub mod workload;
 
 use meta::{FieldError, names};

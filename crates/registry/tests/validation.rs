@@ -1,0 +1,252 @@
+//! What is refused and why: objects of every group with the causes that upstream reports for them.
+
+use std::sync::Arc;
+
+use meta::{Status, UserInfo};
+use registry::admit::AdmitAll;
+use registry::{Config, FieldValidation, Patch, Registry, Target, WriteOptions};
+use serde_json::{Value, json};
+use stdx::{SeededRandom, SystemClock};
+
+struct Fixture {
+    registry: Arc<Registry>,
+    user: UserInfo,
+    _dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::disk::DiskStore::open(dir.path(), store::disk::Options::default()).unwrap();
+        let config = Config {
+            service_cidr: "10.43.0.0/24".into(),
+            node_ports: 30_000..=30_010,
+            runtime: Default::default(),
+        };
+        let random = Arc::new(SeededRandom::new(1));
+        let registry =
+            Registry::start(Arc::new(store), &config, SystemClock::shared(), random).await.unwrap();
+        Fixture { registry, user: UserInfo::authenticated("tester", &["a"]), _dir: dir }
+    }
+
+    fn options(&self) -> WriteOptions<'_> {
+        WriteOptions {
+            user: &self.user,
+            dry_run: false,
+            field_manager: "tester".into(),
+            field_validation: FieldValidation::Strict,
+            force: false,
+        }
+    }
+
+    async fn create(&self, place: &str, mut object: Value) -> Result<Value, Status> {
+        let table = self.registry.table();
+        let (group, resource) = place.split_once('/').unwrap();
+        let row = table.rows().iter().find(|r| &*r.group == group && &*r.resource == resource).unwrap();
+        if object["metadata"].is_null() {
+            object["metadata"] = json!({"name": "x"});
+        }
+        let mut warnings = Vec::new();
+        let text = object.to_string();
+        let decoded =
+            registry::write::decode_body(row, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
+        let namespace = if row.namespaced { "default" } else { "" };
+        let target = Target { def: row, namespace, name: "", subresource: "" };
+        let written = self.registry.create(target, decoded, &self.options(), &AdmitAll, warnings).await?;
+        Ok(serde_json::from_slice(&written.bytes).unwrap())
+    }
+
+    async fn patch(&self, place: &str, sub: &str, patch: Value) -> Result<Value, Status> {
+        let table = self.registry.table();
+        let (group, resource) = place.split_once('/').unwrap();
+        let row = table.rows().iter().find(|r| &*r.group == group && &*r.resource == resource).unwrap();
+        let namespace = if row.namespaced { "default" } else { "" };
+        let target = Target { def: row, namespace, name: "x", subresource: sub };
+        let text = patch.to_string();
+        let written =
+            self.registry.patch(target, Patch::Merge(text.as_bytes()), &self.options(), &AdmitAll).await?;
+        Ok(serde_json::from_slice(&written.bytes).unwrap())
+    }
+}
+
+/// The causes as `field: message`.
+fn causes(result: Result<Value, Status>) -> Vec<String> {
+    match result {
+        Ok(object) => vec![format!("accepted: {object}")],
+        Err(status) => {
+            let details = status.details.clone().unwrap_or_default();
+            if details.causes.is_empty() {
+                return vec![status.message];
+            }
+            details.causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+        }
+    }
+}
+
+async fn refused(rows: &[(&str, Value, &[&str])]) {
+    let f = Fixture::new().await;
+    for (place, object, expected) in rows {
+        assert_eq!(causes(f.create(place, object.clone()).await), *expected, "{place} {object}");
+    }
+}
+
+#[tokio::test]
+async fn networking() {
+    let path = |p: Value| json!({"spec": {"rules": [{"http": {"paths": [p]}}]}});
+    let service = json!({"service": {"name": "s", "port": {"number": 80}}});
+    refused(&[
+        ("networking.k8s.io/ingresses", json!({"spec": {}}), &["spec: Invalid value: null: either `defaultBackend` or `rules` must be specified"]),
+        ("networking.k8s.io/ingresses", json!({"spec": {"defaultBackend": {}}}), &["spec.defaultBackend: Required value: resource or service backend is required"]),
+        ("networking.k8s.io/ingresses", json!({"spec": {"defaultBackend": {"service": {"name": "s", "port": {}}}}}), &["spec.defaultBackend.service.port: Required value: port name or number is required"]),
+        ("networking.k8s.io/ingresses", path(json!({"path": "/", "pathType": "Loose", "backend": service})), &["spec.rules[0].http.paths[0].pathType: Unsupported value: \"Loose\": supported values: \"Exact\", \"ImplementationSpecific\", \"Prefix\""]),
+        ("networking.k8s.io/ingresses", path(json!({"path": "a", "pathType": "Prefix", "backend": service})), &["spec.rules[0].http.paths[0].path: Invalid value: \"a\": must be an absolute path"]),
+        ("networking.k8s.io/ingresses", json!({"spec": {"rules": [{"host": "1.2.3.4"}]}}), &["spec.rules[0].host: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address"]),
+        ("networking.k8s.io/ingressclasses", json!({"spec": {"controller": "x"}}), &["spec.controller: Invalid value: \"x\": must be a domain-prefixed path (such as \"acme.io/foo\")"]),
+        ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "ingress": [{"from": [{}]}]}}), &["spec.ingress[0].from[0]: Required value: must specify a peer"]),
+        ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 80, "endPort": 70}]}]}}), &["spec.ingress[0].ports[0].endPort: Invalid value: 70: must be greater than or equal to `port`"]),
+        ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0"}}]}]}}), &["spec.egress[0].to[0].ipBlock.cidr: Invalid value: \"10.0.0.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"]),
+        ("networking.k8s.io/servicecidrs", json!({"spec": {}}), &["spec.cidrs: Required value: at least one CIDR required"]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn policy_and_autoscaling() {
+    let target = json!({"kind": "Deployment", "name": "d"});
+    refused(&[
+        ("policy/poddisruptionbudgets", json!({"spec": {"minAvailable": 1, "maxUnavailable": 1}}), &["spec: Invalid value: {\"maxUnavailable\":1,\"minAvailable\":1}: minAvailable and maxUnavailable cannot be both set"]),
+        ("policy/poddisruptionbudgets", json!({"spec": {"minAvailable": "101%"}}), &["spec.minAvailable: Invalid value: \"101%\": must not be greater than 100%"]),
+        ("policy/poddisruptionbudgets", json!({"spec": {"maxUnavailable": -1}}), &["spec.maxUnavailable: Invalid value: -1: must be greater than or equal to 0"]),
+        ("autoscaling/horizontalpodautoscalers", json!({"spec": {"maxReplicas": 0, "minReplicas": 1, "scaleTargetRef": target}}), &["spec.maxReplicas: Invalid value: 0: must be greater than 0", "spec.maxReplicas: Invalid value: 0: must be greater than or equal to `minReplicas`"]),
+        ("autoscaling/horizontalpodautoscalers", json!({"spec": {"maxReplicas": 2, "minReplicas": 0, "scaleTargetRef": target}}), &["spec.minReplicas: Invalid value: 0: must be greater than or equal to 1"]),
+        ("autoscaling/horizontalpodautoscalers", json!({"spec": {"maxReplicas": 2, "scaleTargetRef": {"kind": "", "name": ""}}}), &["spec.scaleTargetRef.kind: Required value", "spec.scaleTargetRef.name: Required value"]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn storage() {
+    let volume = |extra: Value| {
+        let mut spec = json!({"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]});
+        for (k, v) in extra.as_object().unwrap() {
+            spec[k] = v.clone();
+        }
+        json!({"spec": spec})
+    };
+    refused(&[
+        ("/persistentvolumes", volume(json!({})), &["spec: Required value: must specify a volume type"]),
+        ("/persistentvolumes", volume(json!({"hostPath": {"path": "/a"}, "nfs": {"server": "s", "path": "/"}})), &["spec.nfs: Forbidden: may not specify more than 1 volume type"]),
+        ("/persistentvolumes", volume(json!({"hostPath": {"path": "/a"}, "accessModes": ["Any"]})), &["spec.accessModes[0]: Unsupported value: \"Any\": supported values: \"ReadOnlyMany\", \"ReadWriteMany\", \"ReadWriteOnce\", \"ReadWriteOncePod\""]),
+        ("/persistentvolumeclaims", json!({"spec": {}}), &["spec.accessModes: Required value: at least 1 access mode is required", "spec.resources[storage]: Required value"]),
+        ("/persistentvolumeclaims", json!({"spec": {"accessModes": ["ReadWriteOncePod", "ReadWriteOnce"], "resources": {"requests": {"storage": "1"}}}}), &["spec.accessModes: Forbidden: may not use ReadWriteOncePod with other access modes"]),
+        ("storage.k8s.io/storageclasses", json!({"provisioner": "p", "volumeBindingMode": "Later"}), &["volumeBindingMode: Unsupported value: \"Later\": supported values: \"Immediate\", \"WaitForFirstConsumer\""]),
+        ("storage.k8s.io/volumeattachments", json!({"spec": {"attacher": "a", "nodeName": "n", "source": {}}}), &["spec.source: Invalid value: {}: must specify exactly one of inlineVolumeSpec and persistentVolumeName"]),
+        ("storage.k8s.io/csinodes", json!({"spec": {"drivers": [{"name": "a.b", "nodeID": "1"}, {"name": "a.b", "nodeID": "1"}]}}), &["spec.drivers[1].name: Duplicate value: \"a.b\""]),
+        ("storage.k8s.io/volumeattributesclasses", json!({"driverName": "a.b"}), &["parameters: Required value: must contain at least one key/value pair"]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn quotas_classes_and_the_rest() {
+    let limits = |l: Value| json!({"spec": {"limits": [l]}});
+    refused(&[
+        ("/resourcequotas", json!({"spec": {"hard": {"pods": "-1"}}}), &["spec.hard[pods]: Invalid value: \"-1\": must be greater than or equal to 0"]),
+        ("/limitranges", limits(json!({"type": "Container", "min": {"cpu": "3"}, "max": {"cpu": "2"}})), &["spec.limits[0].min[cpu]: Invalid value: \"3\": min value 3 is greater than max value 2"]),
+        ("scheduling.k8s.io/priorityclasses", json!({"value": 1_000_000_001}), &["value: Forbidden: maximum allowed value of a user defined priority is 1000000000"]),
+        ("scheduling.k8s.io/priorityclasses", json!({"metadata": {"name": "system-x"}, "value": 1}), &["metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: system-x is not a known system priority class"]),
+        ("node.k8s.io/runtimeclasses", json!({"handler": "A_B"}), &["handler: Invalid value: \"A_B\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]),
+        ("apiregistration.k8s.io/apiservices", json!({"spec": {"group": "g.example", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1}}), &["metadata.name: Invalid value: \"x\": must be `spec.version+\".\"+spec.group`: \"v1.g.example\""]),
+        ("flowcontrol.apiserver.k8s.io/flowschemas", json!({"spec": {"priorityLevelConfiguration": {"name": "p"}, "matchingPrecedence": 0}}), &["spec.matchingPrecedence: Invalid value: 0: must be between 1 and 10000, inclusive"]),
+        ("resource.k8s.io/resourceclaims", json!({"spec": {"devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "d"}}, {"name": "a", "exactly": {"deviceClassName": "d"}}]}}}), &["spec.devices.requests[1].name: Duplicate value: \"a\""]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn what_must_not_change() {
+    let f = Fixture::new().await;
+    let rows: Vec<(&str, Value, Value, &[&str])> = vec![
+        (
+            "storage.k8s.io/storageclasses",
+            json!({"provisioner": "a.b/c"}),
+            json!({"provisioner": "x.y/z", "parameters": {"a": "b"}}),
+            &[
+                "provisioner: Forbidden: updates to provisioner are forbidden.",
+                "parameters: Forbidden: updates to parameters are forbidden.",
+            ],
+        ),
+        (
+            "scheduling.k8s.io/priorityclasses",
+            json!({"value": 1}),
+            json!({"value": 2}),
+            &["value: Forbidden: may not be changed in an update."],
+        ),
+        (
+            "node.k8s.io/runtimeclasses",
+            json!({"handler": "a"}),
+            json!({"handler": "b"}),
+            &["handler: Invalid value: \"b\": field is immutable"],
+        ),
+        (
+            "networking.k8s.io/ingressclasses",
+            json!({"spec": {"controller": "a.b/c"}}),
+            json!({"spec": {"controller": "a.b/d"}}),
+            &["spec.controller: Invalid value: \"a.b/d\": field is immutable"],
+        ),
+        (
+            "/persistentvolumes",
+            json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/a"}}}),
+            json!({"spec": {"hostPath": {"path": "/b"}}}),
+            &[
+                "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation",
+            ],
+        ),
+        (
+            "/persistentvolumeclaims",
+            json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+            json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}),
+            &[
+                "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+            ],
+        ),
+    ];
+    for (place, object, patch, expected) in rows {
+        f.create(place, object).await.unwrap();
+        assert_eq!(causes(f.patch(place, "", patch).await), expected, "{place}");
+    }
+    // Labels may change, and a bound claim may grow.
+    for place in ["storage.k8s.io/storageclasses", "/persistentvolumes", "/persistentvolumeclaims"] {
+        f.patch(place, "", json!({"metadata": {"labels": {"a": "b"}}})).await.unwrap();
+    }
+    f.patch("/persistentvolumeclaims", "status", json!({"status": {"phase": "Bound"}})).await.unwrap();
+    f.patch("/persistentvolumeclaims", "", json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_the_server_fills_in() {
+    let f = Fixture::new().await;
+    let hpa = json!({"spec": {"maxReplicas": 2, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+    let made = f.create("autoscaling/horizontalpodautoscalers", hpa).await.unwrap();
+    assert_eq!(made["spec"]["minReplicas"], 1);
+    assert_eq!(made["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
+    let made = f.create("scheduling.k8s.io/priorityclasses", json!({"value": 1})).await.unwrap();
+    assert_eq!(made["preemptionPolicy"], "PreemptLowerPriority");
+    let csr = json!({"spec": {"request": "AA==", "signerName": "a.example/b", "usages": ["client auth"], "username": "forged"}});
+    let made = f.create("certificates.k8s.io/certificatesigningrequests", csr).await.unwrap();
+    assert_eq!(made["spec"]["username"], "tester");
+    // Approvals have a way of their own.
+    let approve = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "r", "message": "m"}]}});
+    let place = "certificates.k8s.io/certificatesigningrequests";
+    let after = f.patch(place, "status", approve.clone()).await.unwrap();
+    assert_eq!(after["status"]["conditions"], Value::Null);
+    let after = f.patch(place, "approval", approve).await.unwrap();
+    assert_eq!(after["status"]["conditions"][0]["type"], "Approved");
+    let after = f.patch(place, "status", json!({"status": {"certificate": "AAA="}})).await.unwrap();
+    assert_eq!(
+        (&after["status"]["certificate"], &after["status"]["conditions"][0]["type"]),
+        (&json!("AAA="), &json!("Approved"))
+    );
+}
