@@ -88,6 +88,7 @@ impl Shared<'_> {
             strategy: StrategyRef::Custom(CustomStrategy {
                 props: shared_props.clone(),
                 scale: scale.clone(),
+                rules: registry::strategy::rules::compile(&version["schema"]["openAPIV3Schema"], true),
             }),
             custom: Some(Arc::new(Custom {
                 definition: registry::write::meta_text(self.crd, "name").into(),

@@ -11,6 +11,7 @@ mod namespace;
 mod platform;
 mod pod;
 mod rbac;
+pub mod rules;
 mod service;
 mod storage;
 mod workload;
