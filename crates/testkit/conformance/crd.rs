@@ -127,7 +127,7 @@ fn status(s: &Scope<'_>) -> anyhow::Result<()> {
     let patch =
         json!({"metadata": {"annotations": {"patchedstatus": "true"}}, "status": {"conditions": conditions}});
     let json_patch = [("content-type", "application/merge-patch+json")];
-    let (code, _, _) = s.raw(Method::PATCH, &path, &json_patch, patch.to_string(), SOON)?;
+    let (code, _, _) = s.raw(Method::PATCH, &path, &json_patch, patch.to_string())?;
     ensure!(code == 200 && has("StatusPatched")?);
     delete(s, &name)
 }
@@ -141,12 +141,11 @@ fn watch(s: &Scope<'_>) -> anyhow::Result<()> {
     s.send(Method::POST, &base, &foo(s, "v1", "a", json!({})))?;
     let merge = [("content-type", "application/merge-patch+json")];
     let patch = json!({"content": {"key": "value"}}).to_string();
-    s.raw(Method::PATCH, &format!("{base}/a"), &merge, patch, SOON)?;
+    s.raw(Method::PATCH, &format!("{base}/a"), &merge, patch)?;
     s.send(Method::DELETE, &format!("{base}/a"), &json!({}))?;
-    let url = format!("{base}?watch=true&resourceVersion={from}");
-    let (_, _, body) = s.raw(Method::GET, &url, &[], "", Duration::from_secs(1))?;
-    let text = String::from_utf8(body)?;
-    let kinds: Vec<String> = text
+    let url = format!("{base}?watch=true&timeoutSeconds=1&resourceVersion={from}");
+    let body = s.kubectl(&["get", "--raw", &url])?;
+    let kinds: Vec<String> = body
         .lines()
         .filter_map(|l| serde_json::from_str::<Value>(l).ok())
         .filter_map(|e| e["type"].as_str().map(String::from))
@@ -170,7 +169,7 @@ fn defaulting(s: &Scope<'_>) -> anyhow::Result<()> {
     let change = |a, b| -> anyhow::Result<()> {
         let patch = json!([{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": schema(a, b)}]);
         let kind = [("content-type", "application/json-patch+json")];
-        let (code, _, body) = s.raw(Method::PATCH, &path, &kind, patch.to_string(), SOON)?;
+        let (code, _, body) = s.raw(Method::PATCH, &path, &kind, patch.to_string())?;
         ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
         Ok(())
     };
@@ -278,8 +277,7 @@ fn convert_list(s: &Scope<'_>) -> anyhow::Result<()> {
     let patch = json!([{"op": "replace", "path": "/spec/versions/0/storage", "value": false},
         {"op": "replace", "path": "/spec/versions/1/storage", "value": true}]);
     let kind = [("content-type", "application/json-patch+json")];
-    let (code, _, body) =
-        s.raw(Method::PATCH, &format!("{DEFINITIONS}/{name}"), &kind, patch.to_string(), SOON)?;
+    let (code, _, body) = s.raw(Method::PATCH, &format!("{DEFINITIONS}/{name}"), &kind, patch.to_string())?;
     ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
     let found: Value = serde_json::from_slice(&body)?;
     ensure!(found["status"]["storedVersions"] == json!(["v1", "v2"]), "{}", found["status"]);
@@ -311,18 +309,14 @@ fn field_selectors(s: &Scope<'_>) -> anyhow::Result<()> {
     let from = s.path(&foos(s, "v2"))?["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
     s.send(Method::DELETE, &format!("{}?fieldSelector=host%3Dhost2", foos(s, "v2")), &json!({}))?;
     let merge = [("content-type", "application/merge-patch+json")];
-    s.raw(
-        Method::PATCH,
-        &format!("{}/a", foos(s, "v2")),
-        &merge,
-        json!({"host": "moved"}).to_string(),
-        SOON,
-    )?;
+    s.raw(Method::PATCH, &format!("{}/a", foos(s, "v2")), &merge, json!({"host": "moved"}).to_string())?;
     ensure!(names("v2", "")? == ["a", "c"] && names("v2", "host%3Dhost1")? == ["c"]);
-    let url = format!("{}?watch=true&fieldSelector=host%3Dhost1&resourceVersion={from}", foos(s, "v2"));
-    let (_, _, body) = s.raw(Method::GET, &url, &[], "", Duration::from_secs(1))?;
-    let events: Vec<Value> =
-        String::from_utf8(body)?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    let url = format!(
+        "{}?watch=true&timeoutSeconds=1&fieldSelector=host%3Dhost1&resourceVersion={from}",
+        foos(s, "v2")
+    );
+    let body = s.kubectl(&["get", "--raw", &url])?;
+    let events: Vec<Value> = body.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let seen: Vec<(&str, &str)> = (events.iter())
         .map(|e| {
             (

@@ -1,7 +1,5 @@
 //! \[sig-api-machinery\]: unknown and duplicate fields of custom resources.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 use http::Method;
 use serde_json::{Value, json};
@@ -10,13 +8,11 @@ use testkit::cluster::Scope;
 
 use crate::crd::{anything, definition, establish, foo, foos, version};
 
-const WAIT: Duration = Duration::from_secs(10);
-
 /// The answer to an apply under `fieldValidation=Strict`: code and message.
 fn apply(s: &Scope<'_>, name: &str, body: &str) -> anyhow::Result<(u16, String)> {
     let path = format!("{}/{name}?fieldManager=mgr&fieldValidation=Strict", foos(s, "v1"));
     let kind = [("content-type", "application/apply-patch+yaml")];
-    let (code, _, body) = s.raw(Method::PATCH, &path, &kind, body.to_owned(), WAIT)?;
+    let (code, _, body) = s.raw(Method::PATCH, &path, &kind, body.to_owned())?;
     let answer: Value = serde_json::from_slice(&body)?;
     Ok((code, answer["message"].as_str().unwrap_or_default().to_owned()))
 }
@@ -25,7 +21,7 @@ fn apply(s: &Scope<'_>, name: &str, body: &str) -> anyhow::Result<(u16, String)>
 fn create(s: &Scope<'_>, body: &str) -> anyhow::Result<(u16, String)> {
     let path = format!("{}?fieldValidation=Strict", foos(s, "v1"));
     let kind = [("content-type", "application/json")];
-    let (code, _, body) = s.raw(Method::POST, &path, &kind, body.to_owned(), WAIT)?;
+    let (code, _, body) = s.raw(Method::POST, &path, &kind, body.to_owned())?;
     let answer: Value = serde_json::from_slice(&body)?;
     Ok((code, answer["message"].as_str().unwrap_or_default().to_owned()))
 }

@@ -130,8 +130,7 @@ fn two_versions(s: &Scope<'_>) -> anyhow::Result<String> {
 fn change(s: &Scope<'_>, name: &str, patch: Value) -> anyhow::Result<()> {
     let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
     let kind = [("content-type", "application/json-patch+json")];
-    let (code, _, body) =
-        s.raw(Method::PATCH, &path, &kind, patch.to_string(), std::time::Duration::from_secs(10))?;
+    let (code, _, body) = s.raw(Method::PATCH, &path, &kind, patch.to_string())?;
     ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
     Ok(())
 }

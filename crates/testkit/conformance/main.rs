@@ -5,6 +5,7 @@ mod cli;
 mod crd;
 mod crd_fields;
 mod crd_openapi;
+mod crd_rules;
 mod network;
 mod node;
 mod quota;
@@ -20,6 +21,7 @@ fn main() -> std::process::ExitCode {
         crd::cases(),
         crd_fields::cases(),
         crd_openapi::cases(),
+        crd_rules::cases(),
         quota::cases(),
     ];
     testkit::runner::main(&groups.concat())

@@ -39,7 +39,7 @@ pub fn finish(
             let decoded = decode_value(schema, metadata, value)?;
             problems
                 .extend(decoded.problems.into_iter().map(|p| p.replacen("field \"", "field \"metadata.", 1)));
-            object.insert("metadata".into(), Value::Object(decoded.value));
+            object.insert("metadata".into(), Value::Object(without_empty(decoded.value)));
         }
         Some(_) => {
             return Err(DecodeError(
@@ -52,6 +52,17 @@ pub fn finish(
     let unknown = prune::prune(props, &mut object);
     problems.extend(unknown.into_iter().map(|path| format!("unknown field \"{path}\"")));
     Ok(Decoded { value: object, problems })
+}
+
+/// Metadata as its typed form writes it: what is empty is absent.
+fn without_empty(mut metadata: Map<String, Value>) -> Map<String, Value> {
+    metadata.retain(|_, value| match value {
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    });
+    metadata
 }
 
 /// Checks the metadata of embedded objects as that of whole objects.
@@ -74,7 +85,7 @@ impl Types<'_> {
             let decoded = decode_value(self.schema, self.metadata, metadata.take())?;
             let at = format!("field \"{path}.metadata.");
             problems.extend(decoded.problems.into_iter().map(|p| p.replacen("field \"", &at, 1)));
-            *metadata = Value::Object(decoded.value);
+            *metadata = Value::Object(without_empty(decoded.value));
         }
         for (name, value) in object {
             let Some(field) = props.field(name) else { continue };
@@ -205,7 +216,7 @@ mod tests {
         let metadata = schema.named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap();
         let props = Props::parse(&json!({"type": "object", "properties": {
             "spec": {"type": "object", "properties": {"foo": {"type": "string"}}}}}));
-        let body = br#"{"metadata":{"name":"a","bogus":1,"creationTimestamp":null},"spec":{"foo":"a","foo":"b","bar":1},"x":1}"#;
+        let body = br#"{"metadata":{"name":"a","bogus":1,"labels":{},"creationTimestamp":null},"spec":{"foo":"a","foo":"b","bar":1},"x":1}"#;
         let decoded = decode(schema, metadata, &props, body).unwrap();
         assert_eq!(
             decoded.problems,
