@@ -17,6 +17,7 @@ const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitio
 const SOON: Duration = Duration::from_secs(20);
 
 /// Looks again and again until something holds: what a change of a definition brings about has no event.
+#[allow(clippy::disallowed_methods, reason = "the caller's thread has nothing else to do")]
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let until = Instant::now() + SOON;
     loop {

@@ -213,7 +213,7 @@ impl Run<'_> {
         rules: &Rules,
         rule: &Compiled,
         new: &Value,
-        variables: &Vec<(&str, cel::Value<'v>)>,
+        variables: &dyn cel::Activation<'v>,
         path: &str,
     ) {
         let field = match rule.rule.field_path.trim() {
