@@ -64,6 +64,21 @@ impl Stream {
 
     async fn frame_of(&mut self, seen: &Seen) -> Bytes {
         let object = seen.event.object.clone();
+        if !self.watch.late.is_everything() {
+            // What an object is to this watcher depends on fields of the version it watches.
+            let before = match seen.event.previous.as_ref().filter(|_| seen.change != Change::Added) {
+                Some(previous) => self.selects(previous.clone()).await,
+                None => false,
+            };
+            let now = seen.change != Change::Deleted && self.selects(object.clone()).await;
+            let change = match (before, now) {
+                (false, true) => Change::Added,
+                (true, true) => Change::Modified,
+                (true, false) => Change::Deleted,
+                (false, false) => return Bytes::new(),
+            };
+            return self.shaped(change, &object).await;
+        }
         if self.passes(&object) {
             return match self.media {
                 Media::Protobuf => seen.encoded(|| self.frame(seen.change.as_str(), &object.bytes)),
@@ -73,7 +88,18 @@ impl Stream {
         self.shaped(seen.change, &object).await
     }
 
-    async fn added(&mut self, object: &Object) -> Bytes {
+    /// Whether an object has the fields that are judged after conversion.
+    async fn selects(&self, object: Arc<Object>) -> bool {
+        let Some(def) = self.def() else { return false };
+        // What cannot be converted is shown: the failure is then told.
+        let selected = registry::convert::selected(def, &self.watch.late, &[object]).await;
+        selected.map_or(true, |s| s.first().copied().unwrap_or(true))
+    }
+
+    async fn added(&mut self, object: &Arc<Object>) -> Bytes {
+        if !self.watch.late.is_everything() && !self.selects(object.clone()).await {
+            return Bytes::new();
+        }
         if self.passes(object) {
             return self.frame(Change::Added.as_str(), &object.bytes);
         }

@@ -110,6 +110,8 @@ pub struct Filter {
     pub labels: LabelSelector,
     /// Field selector.
     pub fields: FieldSelector,
+    /// Fields that only the version asked for has: judged by the reader, after conversion.
+    pub late: FieldSelector,
 }
 
 impl Filter {
@@ -299,6 +301,8 @@ pub struct Watch {
     pub initial: Vec<Arc<Object>>,
     /// Revision of `initial`, or where the watch began.
     pub revision: Revision,
+    /// Fields that the reader judges after conversion.
+    pub late: FieldSelector,
     /// Changes from there on. Ends when the watcher is cut off.
     pub events: mpsc::Receiver<Seen>,
 }
@@ -423,6 +427,7 @@ impl Cacher {
     pub async fn watch(&self, prefix: &str, filter: Filter, start: Start) -> Result<Watch, Status> {
         let kind = self.kind(prefix);
         let (sender, events) = mpsc::channel(WATCHER_BUFFER);
+        let late = filter.late.clone();
         let from = {
             let mut state = kind.state.write();
             let applied = self.applied();
@@ -430,7 +435,7 @@ impl Cacher {
                 Start::Now => {
                     let initial = state.objects.values().filter(|o| filter.matches(o)).cloned().collect();
                     state.watchers.push(Watcher { filter, sender });
-                    return Ok(Watch { initial, revision: applied, events });
+                    return Ok(Watch { initial, revision: applied, late, events });
                 }
                 Start::After(from) if from >= state.recent_after => {
                     let missed = state.recent.iter().filter(|e| e.object.revision > from);
@@ -440,7 +445,7 @@ impl Cacher {
                     // The ring is smaller than the buffer, so these fit.
                     missed.into_iter().for_each(|seen| drop(sender.try_send(seen)));
                     state.watchers.push(Watcher { filter, sender });
-                    return Ok(Watch { initial: Vec::new(), revision: from, events });
+                    return Ok(Watch { initial: Vec::new(), revision: from, late, events });
                 }
                 Start::After(from) => from,
             }
@@ -449,7 +454,7 @@ impl Cacher {
         let stream = self.store.watch(prefix, from).await.map_err(|e| crate::error::watch_status(&e))?;
         let reader = kind.reader.read().clone();
         tokio::spawn(replay(stream, filter, reader, sender));
-        Ok(Watch { initial: Vec::new(), revision: from, events })
+        Ok(Watch { initial: Vec::new(), revision: from, late, events })
     }
 }
 

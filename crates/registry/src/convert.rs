@@ -3,8 +3,10 @@
 //! Most versions of a kind differ only in `apiVersion`; what differs more has a pair of functions here.
 //! Custom resources are converted by their authors' webhooks, or by name only.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use meta::Status;
+use meta::{FieldSelector, Object, Status};
 use serde_json::{Map, Value, json};
 
 use crate::resource::ResourceDef;
@@ -66,6 +68,22 @@ pub async fn shown_all(def: &ResourceDef, mut all: Vec<Bytes>) -> Result<Vec<Byt
         all[i] = encoded(&object);
     }
     Ok(all)
+}
+
+/// Which objects have the selected fields in the version of `def`.
+pub async fn selected(
+    def: &ResourceDef,
+    fields: &FieldSelector,
+    objects: &[Arc<Object>],
+) -> Result<Vec<bool>, Status> {
+    let all = shown_all(def, objects.iter().map(|o| o.bytes.clone()).collect()).await?;
+    let matches = |bytes: &Bytes| {
+        let tree: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        let values: Vec<(&str, String)> =
+            def.selectable.iter().map(|f| (&**f, meta::object::field_text(&tree, f))).collect();
+        fields.matches_with(|f| values.iter().find(|(name, _)| *name == f).map(|(_, v)| v.as_str()))
+    };
+    Ok(all.iter().map(matches).collect())
 }
 
 /// An object with the resource version that it carries.

@@ -109,7 +109,13 @@ impl ListOptions {
             });
         }
         let namespace = (def.namespaced && !namespace.is_empty()).then(|| namespace.into());
-        Ok(Filter { namespace, labels, fields })
+        let mut late = FieldSelector::default();
+        if def.custom.as_ref().is_some_and(|c| c.converter.is_some()) {
+            // Objects may be stored in a version that has other fields.
+            let (common, own) = fields.0.into_iter().partition(|r| r.field.starts_with("metadata."));
+            (fields.0, late.0) = (common, own);
+        }
+        Ok(Filter { namespace, labels, fields, late })
     }
 
     fn check_list(&self) -> Result<(), Status> {
@@ -202,6 +208,23 @@ impl Registry {
     ) -> Result<List, Status> {
         options.check_list()?;
         let filter = options.filter(def, namespace, "")?;
+        let late = filter.late.clone();
+        let mut list = self.list_stored(def, filter, options).await?;
+        if !late.is_everything() {
+            let items = std::mem::take(&mut list.items);
+            let selected = crate::convert::selected(def, &late, &items).await?;
+            list.items = items.into_iter().zip(selected).filter(|(_, s)| *s).map(|(o, _)| o).collect();
+        }
+        Ok(list)
+    }
+
+    /// A list by what the stored objects say.
+    async fn list_stored(
+        &self,
+        def: &ResourceDef,
+        filter: Filter,
+        options: &ListOptions,
+    ) -> Result<List, Status> {
         let asked = parse_revision(&options.resource_version)?;
         if !options.continue_token.is_empty() {
             let token = decode_token(&options.continue_token)?;

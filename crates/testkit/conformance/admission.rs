@@ -291,8 +291,7 @@ fn changing(s: &Scope<'_>, mutating: bool) -> anyhow::Result<()> {
     ensure!(!acts("b")?, "the update did not take effect");
     let patch = json!([{"op": "replace", "path": "/webhooks/0/rules/0/operations", "value": ["CREATE"]}]);
     let headers = [("content-type", "application/json-patch+json")];
-    let wait = std::time::Duration::from_secs(5);
-    let (code, _, body) = s.raw(Method::PATCH, &path, &headers, patch.to_string(), wait)?;
+    let (code, _, body) = s.raw(Method::PATCH, &path, &headers, patch.to_string())?;
     ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
     ensure!(acts("c")?, "the patch did not take effect");
     clean(s, resource)
@@ -501,8 +500,7 @@ fn every_verb(
     let version = s.path(&selected)?["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
     let patch = json!({"metadata": {"annotations": {"patched": "true"}}}).to_string();
     let headers = [("content-type", "application/merge-patch+json")];
-    let wait = std::time::Duration::from_secs(5);
-    let (code, _, body) = s.raw(Method::PATCH, &one, &headers, patch, wait)?;
+    let (code, _, body) = s.raw(Method::PATCH, &one, &headers, patch)?;
     ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
     let mut patched = s.path(&one)?;
     ensure!(patched["metadata"]["annotations"]["patched"] == "true", "{patched}");
@@ -512,7 +510,7 @@ fn every_verb(
     s.send(Method::DELETE, &one, &json!({}))?;
     refused(s.path(&one), "not found")?;
     let watch = format!("{selected}&watch=true&timeoutSeconds=1&resourceVersion={version}");
-    let (_, _, events) = s.raw(Method::GET, &watch, &[], "", wait)?;
+    let (_, _, events) = s.raw(Method::GET, &watch, &[], "")?;
     let events = String::from_utf8_lossy(&events).into_owned();
     for kind in ["MODIFIED", "DELETED"] {
         ensure!(events.contains(&format!("\"type\":\"{kind}\"")), "no {kind} in {events}");
@@ -547,9 +545,7 @@ fn operations() -> Vec<Case> {
                 let condition = json!({"type": "Seen", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
                 let status = json!({"status": {"conditions": [condition]}}).to_string();
                 let headers = [("content-type", "application/merge-patch+json")];
-                let wait = std::time::Duration::from_secs(5);
-                let (code, _, body) =
-                    s.raw(Method::PATCH, &format!("{path}/status"), &headers, status, wait)?;
+                let (code, _, body) = s.raw(Method::PATCH, &format!("{path}/status"), &headers, status)?;
                 ensure!(code == 200, "{}", String::from_utf8_lossy(&body));
                 ensure!(s.path(&path)?["status"]["conditions"][0]["type"] == "Seen");
                 clean(s, resource)?;

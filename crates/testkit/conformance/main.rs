@@ -3,6 +3,10 @@
 mod admission;
 mod api;
 mod cli;
+mod crd;
+mod crd_fields;
+mod crd_openapi;
+mod crd_rules;
 mod network;
 mod node;
 mod operations;
@@ -16,6 +20,10 @@ fn main() -> std::process::ExitCode {
         api::cases(),
         network::cases(),
         cli::cases(),
+        crd::cases(),
+        crd_fields::cases(),
+        crd_openapi::cases(),
+        crd_rules::cases(),
         quota::cases(),
         admission::cases(),
         operations::cases(),

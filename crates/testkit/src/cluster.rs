@@ -249,7 +249,8 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The namespace of a kind: none for the cluster-wide ones.
     fn of(&self, resource: &str) -> &str {
-        const WIDE: [&str; 14] = [
+        const WIDE: [&str; 15] = [
+            "customresourcedefinitions",
             "namespaces",
             "nodes",
             "runtimeclasses",
@@ -370,7 +371,8 @@ impl Scope<'_> {
         Ok(serde_json::from_slice(&answer)?)
     }
 
-    /// Any request with any headers; answers code, headers and the body (of a stream only its first event).
+    /// Any request with any headers; answers code, headers and the body (of a watch without an end of its own,
+    /// `timeoutSeconds`, only the first event).
     pub fn raw(
         &self,
         method: http::Method,
@@ -393,7 +395,7 @@ impl Scope<'_> {
                     if let Ok(data) = frame.map_err(|e| anyhow::anyhow!("{e}"))?.into_data() {
                         out.extend_from_slice(&data);
                     }
-                    if path.contains("watch") && is_event(&out) {
+                    if path.contains("watch") && !path.contains("timeoutSeconds") && is_event(&out) {
                         break;
                     }
                 }

@@ -21,6 +21,7 @@ pub fn gvr(resource: &str) -> Gvr {
         "poddisruptionbudgets" => ("policy", "v1"),
         "priorityclasses" => ("scheduling.k8s.io", "v1"),
         "flowschemas" | "prioritylevelconfigurations" => ("flowcontrol.apiserver.k8s.io", "v1"),
+        "customresourcedefinitions" => ("apiextensions.k8s.io", "v1"),
         "tokenreviews" => ("authentication.k8s.io", "v1"),
         "selfsubjectaccessreviews" | "subjectaccessreviews" => ("authorization.k8s.io", "v1"),
         _ => ("", "v1"),

@@ -26,7 +26,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("quota", &["meta"]),
     ("store", &["stdx"]),
     ("encryption", &["stdx", "store"]),
-    ("registry", &["stdx", "meta", "schema", "store"]),
+    ("registry", &["stdx", "meta", "schema", "cel", "store"]),
     ("auth", &["stdx", "meta"]),
     ("admission", &["meta", "schema", "cel"]),
     (

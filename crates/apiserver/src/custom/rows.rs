@@ -85,10 +85,11 @@ impl Shared<'_> {
             columns: columns(&version["additionalPrinterColumns"]),
             ty,
             schema: Arc::new(schema),
-            strategy: StrategyRef::Custom(CustomStrategy {
+            strategy: StrategyRef::Custom(Box::new(CustomStrategy {
                 props: shared_props.clone(),
                 scale: scale.clone(),
-            }),
+                rules: registry::strategy::rules::compile(&version["schema"]["openAPIV3Schema"], true),
+            })),
             custom: Some(Arc::new(Custom {
                 definition: registry::write::meta_text(self.crd, "name").into(),
                 api_version: format!("{group}/{name}"),

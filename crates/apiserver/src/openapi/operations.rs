@@ -77,6 +77,9 @@ const STREAM: &[&str] = &[
 ];
 const LOG: &[&str] =
     &["text/plain", "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+/// Nobody knows how custom resources would merge strategically, and clients look here before they try.
+const PATCHES_CUSTOM: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 const PATCHES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
@@ -408,7 +411,11 @@ impl<'a> Row<'a> {
         Operation {
             query: if patch { PATCH_QUERY } else { WRITE_QUERY }.to_vec(),
             body: Some(Carries { ty: body, required: true }),
-            consumes: if patch { PATCHES } else { ANYTHING },
+            consumes: match (patch, self.def.custom.is_some()) {
+                (true, true) => PATCHES_CUSTOM,
+                (true, false) => PATCHES,
+                _ => ANYTHING,
+            },
             answers: codes.iter().map(|code| (*code, Answers::Type(ty.to_owned()))).collect(),
             ..self.operation(method, action, path, id)
         }

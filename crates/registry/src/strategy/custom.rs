@@ -18,6 +18,8 @@ pub struct CustomStrategy {
     pub props: Arc<Props>,
     /// The scale subresource.
     pub scale: Option<Scale>,
+    /// CEL rules.
+    pub rules: Option<super::rules::Rules>,
 }
 
 impl CustomStrategy {
@@ -30,6 +32,13 @@ impl CustomStrategy {
         }
         errors.extend(lists::embedded(&self.props, object));
         errors
+    }
+
+    fn expressions(&self, object: &Object, old: Option<&Object>, errors: &mut Vec<FieldError>) {
+        if let Some(rules) = &self.rules {
+            let old = old.cloned().map(Value::Object);
+            rules.check(&Value::Object(object.clone()), old.as_ref(), errors);
+        }
     }
 
     fn rules(&self, object: &Object, old: Option<&Object>) -> Vec<FieldError> {
@@ -48,6 +57,7 @@ impl Strategy for CustomStrategy {
         let mut errors = self.rules(object, None);
         errors.extend(self.common(object));
         errors.extend(lists::duplicates(&self.props, object));
+        self.expressions(object, None, &mut errors);
         Some(errors)
     }
 
@@ -62,6 +72,7 @@ impl Strategy for CustomStrategy {
         if lists::duplicates(&self.props, old).is_empty() {
             errors.extend(lists::duplicates(&self.props, new));
         }
+        self.expressions(new, Some(old), &mut errors);
         errors
     }
 
@@ -73,6 +84,7 @@ impl Strategy for CustomStrategy {
         if let Some(scale) = &self.scale {
             errors.extend(scale_status(new, scale));
         }
+        self.expressions(new, Some(old), &mut errors);
         errors
     }
 

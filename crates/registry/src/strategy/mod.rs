@@ -11,6 +11,7 @@ mod namespace;
 mod platform;
 mod pod;
 mod rbac;
+pub mod rules;
 mod service;
 mod storage;
 mod workload;
@@ -139,7 +140,7 @@ pub enum StrategyRef {
     /// Compiled in.
     Builtin(&'static dyn Strategy),
     /// Made from a definition.
-    Custom(custom::CustomStrategy),
+    Custom(Box<custom::CustomStrategy>),
 }
 
 impl std::ops::Deref for StrategyRef {
@@ -147,7 +148,7 @@ impl std::ops::Deref for StrategyRef {
     fn deref(&self) -> &Self::Target {
         match self {
             StrategyRef::Builtin(strategy) => *strategy,
-            StrategyRef::Custom(strategy) => strategy,
+            StrategyRef::Custom(strategy) => &**strategy,
         }
     }
 }

@@ -39,7 +39,7 @@ pub fn finish(
             let decoded = decode_value(schema, metadata, value)?;
             problems
                 .extend(decoded.problems.into_iter().map(|p| p.replacen("field \"", "field \"metadata.", 1)));
-            object.insert("metadata".into(), Value::Object(decoded.value));
+            object.insert("metadata".into(), Value::Object(without_empty(decoded.value)));
         }
         Some(_) => {
             return Err(DecodeError(
@@ -47,9 +47,73 @@ pub fn finish(
             ));
         }
     }
+    let types = Types { schema, metadata };
+    types.fields(props, &mut object, "", &mut problems)?;
     let unknown = prune::prune(props, &mut object);
     problems.extend(unknown.into_iter().map(|path| format!("unknown field \"{path}\"")));
     Ok(Decoded { value: object, problems })
+}
+
+/// Metadata as its typed form writes it: what is empty is absent.
+fn without_empty(mut metadata: Map<String, Value>) -> Map<String, Value> {
+    metadata.retain(|_, value| match value {
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    });
+    metadata
+}
+
+/// Checks the metadata of embedded objects as that of whole objects.
+struct Types<'a> {
+    schema: &'a Schema,
+    metadata: TypeId,
+}
+
+impl Types<'_> {
+    fn fields(
+        &self,
+        props: &Props,
+        object: &mut Map<String, Value>,
+        path: &str,
+        problems: &mut Vec<String>,
+    ) -> Result<(), DecodeError> {
+        if props.embedded
+            && let Some(metadata @ Value::Object(_)) = object.get_mut("metadata")
+        {
+            let decoded = decode_value(self.schema, self.metadata, metadata.take())?;
+            let at = format!("field \"{path}.metadata.");
+            problems.extend(decoded.problems.into_iter().map(|p| p.replacen("field \"", &at, 1)));
+            *metadata = Value::Object(without_empty(decoded.value));
+        }
+        for (name, value) in object {
+            let Some(field) = props.field(name) else { continue };
+            let here = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            self.value(field, value, &here, problems)?;
+        }
+        Ok(())
+    }
+
+    fn value(
+        &self,
+        props: &Props,
+        value: &mut Value,
+        path: &str,
+        problems: &mut Vec<String>,
+    ) -> Result<(), DecodeError> {
+        match value {
+            Value::Object(object) => self.fields(props, object, path, problems),
+            Value::Array(list) => {
+                let Some(items) = &props.items else { return Ok(()) };
+                for (i, item) in list.iter_mut().enumerate() {
+                    self.value(items, item, &format!("{path}[{i}]"), problems)?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -152,7 +216,7 @@ mod tests {
         let metadata = schema.named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap();
         let props = Props::parse(&json!({"type": "object", "properties": {
             "spec": {"type": "object", "properties": {"foo": {"type": "string"}}}}}));
-        let body = br#"{"metadata":{"name":"a","bogus":1,"creationTimestamp":null},"spec":{"foo":"a","foo":"b","bar":1},"x":1}"#;
+        let body = br#"{"metadata":{"name":"a","bogus":1,"labels":{},"creationTimestamp":null},"spec":{"foo":"a","foo":"b","bar":1},"x":1}"#;
         let decoded = decode(schema, metadata, &props, body).unwrap();
         assert_eq!(
             decoded.problems,

@@ -188,7 +188,7 @@ fn is_credit_card(s: &str) -> bool {
             d => d * 2,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn is_duration(s: &str) -> bool {

@@ -157,7 +157,8 @@ fn wrong_type(schema: &Props, value: &Value, path: &str) -> Option<FieldError> {
     if !textual && !format.is_empty() && !fits && own_format != format {
         return wrong(format, own_format);
     }
-    if !(has("number") || has("integer")) && !format.is_empty() && textual {
+    let numeric = has("number") || has("integer");
+    if textual && !numeric && !format.is_empty() {
         return None;
     }
     if wanted.is_empty() || fits { None } else { wrong(wanted, found) }

@@ -1,5 +1,6 @@
 //! CustomResourceDefinition: defaults, what only the server sets, and every rule of a definition.
 
+mod expressions;
 mod names;
 mod schema;
 mod structural;

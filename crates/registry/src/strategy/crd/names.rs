@@ -53,7 +53,11 @@ pub fn spec(crd: &Object, old: Option<&Object>) -> Vec<FieldError> {
         errors.extend(version_rules(version, &here));
         if i == 0 || !hoisted.schema {
             let path = if hoisted.schema { "spec.validation".to_owned() } else { format!("{here}.schema") };
-            errors.extend(schema::validate(&version["schema"]["openAPIV3Schema"], version, &path));
+            let found = &version["schema"]["openAPIV3Schema"];
+            let unchanged = old.is_some_and(|o| {
+                versions(o).any(|v| v["name"] == version["name"] && v["schema"]["openAPIV3Schema"] == *found)
+            });
+            errors.extend(schema::validate(found, version, &path, unchanged));
         }
         if i == 0 || !hoisted.subresources {
             let path = if hoisted.subresources {

@@ -4,7 +4,7 @@ use meta::FieldError;
 use schema::structural::{Additional, Props, lists, prune, value};
 use serde_json::Value;
 
-use super::structural;
+use super::{expressions, structural};
 
 /// Types a schema may have.
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
@@ -37,7 +37,7 @@ const ROOT_FIELDS: [(&str, &str); 22] = [
 ];
 
 /// Every rule that the schema of a version breaks.
-pub fn validate(schema: &Value, version: &Value, path: &str) -> Vec<FieldError> {
+pub fn validate(schema: &Value, version: &Value, path: &str, unchanged: bool) -> Vec<FieldError> {
     let Value::Object(root) = schema else { return Vec::new() };
     let here = format!("{path}.openAPIV3Schema");
     let mut errors = Vec::new();
@@ -65,6 +65,10 @@ pub fn validate(schema: &Value, version: &Value, path: &str) -> Vec<FieldError> 
     errors.extend(found);
     let context = Context { root: true, meta: false, no_defaults: None, depth: 0 };
     node(schema, &here, &context, &mut errors);
+    if errors.is_empty() {
+        // Of a schema that is wrong, types cannot be told.
+        errors.extend(expressions::validate(schema, &here, unchanged));
+    }
     errors
 }
 
