@@ -1,7 +1,7 @@
 //! \[sig-api-machinery\]: webhooks and policies.
 
 use anyhow::{Context, bail, ensure};
-use client::DeleteParams;
+use client::{DeleteParams, EventKind, WatchParams};
 use http::Method;
 use serde_json::{Value, json};
 use testkit::image::BUSYBOX;
@@ -73,7 +73,7 @@ fn config(name: &str) -> Value {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
-    [calls(), limits(), configurations(), policies(), operations()].concat()
+    [calls(), limits(), configurations(), policies(), operations(), customs()].concat()
 }
 
 const DENY: Handler = |request| {
@@ -509,11 +509,11 @@ fn every_verb(
     ensure!(updated["metadata"]["annotations"]["updated"] == "true", "{updated}");
     s.send(Method::DELETE, &one, &json!({}))?;
     refused(s.path(&one), "not found")?;
-    let watch = format!("{selected}&watch=true&timeoutSeconds=1&resourceVersion={version}");
-    let (_, _, events) = s.raw(Method::GET, &watch, &[], "")?;
-    let events = String::from_utf8_lossy(&events).into_owned();
-    for kind in ["MODIFIED", "DELETED"] {
-        ensure!(events.contains(&format!("\"type\":\"{kind}\"")), "no {kind} in {events}");
+    let label_selector = format!("case={}", s.namespace);
+    let from = WatchParams { label_selector, resource_version: version, ..Default::default() };
+    let mut watch = s.watch(resource, &from)?;
+    for kind in [EventKind::Modified, EventKind::Modified, EventKind::Deleted] {
+        ensure!(s.next(&mut watch)?.0 == kind);
     }
     make("b")?;
     make("c")?;
@@ -577,6 +577,110 @@ fn operations() -> Vec<Case> {
                 every_verb(s, resource, &|n| {
                     post(s, resource, kind, object(s, n, json!({"policyName": "nothing"})))
                 })
+            },
+        },
+    ]
+}
+
+/// A custom resource of the case's own: its group.
+fn custom_kind(s: &Scope<'_>) -> anyhow::Result<String> {
+    let group = format!("{}.example.com", s.namespace);
+    let data = json!({"type": "object", "additionalProperties": {"type": "string"}});
+    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"data": data}}});
+    let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("things.{group}"), "labels": {"case": s.namespace}},
+        "spec": {"group": group, "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema}]}});
+    s.send(Method::POST, DEFINITIONS, &crd)?;
+    let established = |v: &Value| testkit::pods::condition(v, "Established");
+    s.wait_any("customresourcedefinitions", &format!("things.{group}"), "establishment", established)?;
+    Ok(group)
+}
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+fn thing(group: &str, name: &str) -> Value {
+    json!({"apiVersion": format!("{group}/v1"), "kind": "Thing", "metadata": {"name": name}, "data": {"mutation-start": "yes"}})
+}
+
+fn remove_kind(s: &Scope<'_>, group: &str) -> anyhow::Result<()> {
+    s.send(Method::DELETE, &format!("{DEFINITIONS}/things.{group}"), &json!({}))?;
+    Ok(())
+}
+
+/// A mutated custom object, as two webhooks leave it.
+fn mutated_custom(s: &Scope<'_>, handler: Handler) -> anyhow::Result<Value> {
+    let group = custom_kind(s)?;
+    let webhook = Webhook::start(handler)?;
+    let rules = || json!([rule(&group, "things", &["CREATE"])]);
+    let hooks = ["one", "two"].map(|n| hook(s, n, &webhook.client_config, rules()));
+    configure(s, true, "custom", hooks.into())?;
+    let path = format!("/apis/{group}/v1/namespaces/{}/things", s.namespace);
+    let made = s.send(Method::POST, &path, &thing(&group, "x"))?;
+    clean(s, "mutatingwebhookconfigurations")?;
+    remove_kind(s, &group)?;
+    Ok(made)
+}
+
+fn customs() -> Vec<Case> {
+    vec![
+        Case {
+            name: "[sig-api-machinery] AdmissionWebhook [Privileged:ClusterAdmin] should mutate custom resource [Conformance]",
+            run: |s| {
+                let made = mutated_custom(s, STAGE)?;
+                ensure!(
+                    made["data"]["mutation-stage-1"] == "yes" && made["data"]["mutation-stage-2"] == "yes",
+                    "{made}"
+                );
+                Ok(())
+            },
+        },
+        Case {
+            name: "[sig-api-machinery] AdmissionWebhook [Privileged:ClusterAdmin] should mutate custom resource with pruning [Conformance]",
+            run: |s| {
+                let made = mutated_custom(s, |_| {
+                    patching(
+                        &json!([{"op": "add", "path": "/data/kept", "value": "yes"}, {"op": "add", "path": "/pruned", "value": "yes"}]),
+                    )
+                })?;
+                ensure!(made["data"]["kept"] == "yes" && made.get("pruned").is_none(), "{made}");
+                Ok(())
+            },
+        },
+        Case {
+            name: "[sig-api-machinery] AdmissionWebhook [Privileged:ClusterAdmin] should be able to deny custom resource creation, update and deletion [Conformance]",
+            run: |s| {
+                let group = custom_kind(s)?;
+                let path = format!("/apis/{group}/v1/namespaces/{}/things", s.namespace);
+                let mut old = s.send(Method::POST, &path, &thing(&group, "old"))?;
+                let webhook = Webhook::start(
+                    |_| json!({"allowed": false, "status": {"message": "the custom resource contains unwanted data"}}),
+                )?;
+                let rules = json!([rule(&group, "things", &["CREATE", "UPDATE", "DELETE"])]);
+                configure(s, false, "custom", vec![hook(s, "custom", &webhook.client_config, rules)])?;
+                let why = "the custom resource contains unwanted data";
+                refused(s.send(Method::POST, &path, &thing(&group, "new")), why)?;
+                old["data"]["more"] = "x".into();
+                refused(s.send(Method::PUT, &format!("{path}/old"), &old), why)?;
+                refused(s.send(Method::DELETE, &format!("{path}/old"), &json!({})), why)?;
+                clean(s, "validatingwebhookconfigurations")?;
+                s.send(Method::DELETE, &format!("{path}/old"), &json!({}))?;
+                remove_kind(s, &group)
+            },
+        },
+        Case {
+            name: "[sig-api-machinery] AdmissionWebhook [Privileged:ClusterAdmin] should deny crd creation [Conformance]",
+            run: |s| {
+                let webhook = Webhook::start(
+                    |_| json!({"allowed": false, "status": {"message": "the crd contains unwanted label"}}),
+                )?;
+                let rules = json!([rule("apiextensions.k8s.io", "customresourcedefinitions", &["CREATE"])]);
+                let mut all = hook(s, "crd", &webhook.client_config, rules);
+                all["namespaceSelector"] = json!({});
+                all["objectSelector"] = json!({"matchLabels": {"case": s.namespace}});
+                configure(s, false, "crd", vec![all])?;
+                refused(custom_kind(s), "the crd contains unwanted label")?;
+                clean(s, "validatingwebhookconfigurations")
             },
         },
     ]

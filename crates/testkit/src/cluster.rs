@@ -249,8 +249,7 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The namespace of a kind: none for the cluster-wide ones.
     fn of(&self, resource: &str) -> &str {
-        const WIDE: [&str; 15] = [
-            "customresourcedefinitions",
+        const WIDE: [&str; 21] = [
             "namespaces",
             "nodes",
             "runtimeclasses",
@@ -265,6 +264,13 @@ impl Scope<'_> {
             "tokenreviews",
             "persistentvolumes",
             "servicecidrs",
+            "customresourcedefinitions",
+            "mutatingwebhookconfigurations",
+            "validatingwebhookconfigurations",
+            "mutatingadmissionpolicies",
+            "mutatingadmissionpolicybindings",
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicybindings",
         ];
         if WIDE.contains(&resource) { "" } else { &self.namespace }
     }

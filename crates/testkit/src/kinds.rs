@@ -24,6 +24,12 @@ pub fn gvr(resource: &str) -> Gvr {
         "customresourcedefinitions" => ("apiextensions.k8s.io", "v1"),
         "tokenreviews" => ("authentication.k8s.io", "v1"),
         "selfsubjectaccessreviews" | "subjectaccessreviews" => ("authorization.k8s.io", "v1"),
+        "mutatingwebhookconfigurations"
+        | "validatingwebhookconfigurations"
+        | "mutatingadmissionpolicies"
+        | "mutatingadmissionpolicybindings"
+        | "validatingadmissionpolicies"
+        | "validatingadmissionpolicybindings" => ("admissionregistration.k8s.io", "v1"),
         _ => ("", "v1"),
     };
     Gvr { group: group.into(), version: version.into(), resource: resource.to_owned().into() }
