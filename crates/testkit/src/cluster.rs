@@ -377,8 +377,7 @@ impl Scope<'_> {
         Ok(serde_json::from_slice(&answer)?)
     }
 
-    /// Any request with any headers; answers code, headers and the body (of a watch without an end of its own,
-    /// `timeoutSeconds`, only the first event).
+    /// Any request with any headers; answers code, headers and the body (of a stream only its first event).
     pub fn raw(
         &self,
         method: http::Method,
@@ -401,7 +400,7 @@ impl Scope<'_> {
                     if let Ok(data) = frame.map_err(|e| anyhow::anyhow!("{e}"))?.into_data() {
                         out.extend_from_slice(&data);
                     }
-                    if path.contains("watch") && !path.contains("timeoutSeconds") && is_event(&out) {
+                    if path.contains("watch") && is_event(&out) {
                         break;
                     }
                 }
