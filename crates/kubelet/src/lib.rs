@@ -20,6 +20,7 @@ pub mod observed;
 pub mod plan;
 pub mod probe;
 pub mod references;
+pub mod resize;
 pub mod resources;
 pub mod security;
 pub mod server;

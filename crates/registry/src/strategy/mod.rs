@@ -9,7 +9,7 @@ pub mod custom;
 mod job;
 mod namespace;
 mod platform;
-mod pod;
+pub(crate) mod pod;
 mod rbac;
 pub mod rules;
 mod service;

@@ -575,6 +575,9 @@ pub fn pod_update(subresource: &str, new: &Object, old: &Object) -> Vec<FieldErr
             ));
         }
     }
+    if subresource == "resize" {
+        errors.extend(resize(&new, &old));
+    }
     // What may change is set back; whatever still differs may not.
     for key in free.iter().chain(if gated { &["nodeSelector", "affinity"][..] } else { &[] }) {
         match old.get(*key) {
@@ -602,6 +605,52 @@ pub fn pod_update(subresource: &str, new: &Object, old: &Object) -> Vec<FieldErr
     }
     if new != old {
         errors.push(FieldError::forbidden("spec", "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)"));
+    }
+    errors
+}
+
+/// What a resize may not do to the resources it is allowed to change (KEP-1287).
+fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let class = |spec: &Value| crate::strategy::pod::qos_class(spec.as_object().unwrap_or(&Object::new()));
+    if class(new) != class(old) {
+        let why = "Pod QOS Class may not change as a result of resizing";
+        errors.push(FieldError::invalid("spec", &class(new).into(), why));
+    }
+    for key in ["containers", "initContainers"] {
+        for (i, (n, o)) in list(new, key).iter().zip(list(old, key)).enumerate() {
+            if n["resources"] == o["resources"] {
+                continue;
+            }
+            let at = format!("spec.{key}[{i}].resources");
+            if key == "initContainers" && o["restartPolicy"] != "Always" {
+                errors.push(FieldError::forbidden(
+                    &at,
+                    "only sidecar containers among init containers can be resized",
+                ));
+            }
+            for kind in ["limits", "requests"] {
+                let names = |v: &Value| -> Vec<String> {
+                    v["resources"][kind].as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect()
+                };
+                let (is, was) = (names(n), names(o));
+                let changed = |name: &&String| {
+                    n["resources"][kind][name.as_str()] != o["resources"][kind][name.as_str()]
+                };
+                if is
+                    .iter()
+                    .chain(&was)
+                    .filter(changed)
+                    .any(|name| !matches!(name.as_str(), "cpu" | "memory"))
+                {
+                    errors.push(FieldError::forbidden(&at, "only cpu and memory resources are mutable"));
+                }
+                if was.iter().any(|name| !is.contains(name)) {
+                    let why = format!("resource {kind} cannot be removed");
+                    errors.push(FieldError::forbidden(&format!("{at}.{kind}"), &why));
+                }
+            }
+        }
     }
     errors
 }
