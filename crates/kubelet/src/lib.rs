@@ -27,6 +27,7 @@ pub mod server;
 pub mod spec;
 pub mod status;
 pub mod streaming;
+pub mod thresholds;
 pub mod volume;
 mod worker;
 

@@ -10,6 +10,7 @@ mod crd_rules;
 mod network;
 mod node;
 mod operations;
+mod pod_env;
 mod pod_life;
 mod quota;
 mod storage;
@@ -28,6 +29,7 @@ fn main() -> std::process::ExitCode {
         quota::cases(),
         admission::cases(),
         operations::cases(),
+        pod_env::cases(),
         pod_life::cases(),
     ];
     testkit::runner::main(&groups.concat())

@@ -168,6 +168,8 @@ fn launch(data: &Path, log: &Path, port: u16, arguments: &[String]) -> anyhow::R
     let mut process = Command::new(binary()?)
         .args(["up", "--https-port", &port.to_string(), "--data-dir"])
         .arg(data)
+        // What else is on the disk of the machine must not decide about tests.
+        .args(["--eviction-hard", "nodefs.available<1%,nodefs.inodesFree<1%"])
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -535,6 +535,54 @@ fn user_id(value: &Value, at: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// Pattern of a sysctl's name, parts separated by dots or slashes.
+const SYSCTL: &str = "([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+/// Longest name of a sysctl.
+const SYSCTL_LEN_MAX: usize = 253;
+
+fn is_sysctl(name: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    name.len() <= SYSCTL_LEN_MAX
+        && name.split(['.', '/']).all(|part| {
+            let b = part.as_bytes();
+            edge(b.first()) && edge(b.last()) && b.iter().all(|c| edge(Some(c)) || matches!(c, b'-' | b'_'))
+        })
+}
+
+fn sysctls(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
+    let mut seen = HashSet::new();
+    for (i, sysctl) in list(&spec["securityContext"], "sysctls").iter().enumerate() {
+        let (name, field) = (text(sysctl, "name"), format!("{at}.securityContext.sysctls[{i}].name"));
+        // The kernel takes both separators.
+        let plain = name.replace('/', ".");
+        let in_host = |what: &str, key: &str| spec[key] == true && plain.starts_with(what);
+        if name.is_empty() {
+            errors.push(FieldError::required(&field, ""));
+        } else if !is_sysctl(name) {
+            let why = format!("must have at most {SYSCTL_LEN_MAX} characters and match regex ^{SYSCTL}$");
+            errors.push(FieldError::invalid(&field, &name.into(), &why));
+        } else if in_host("net.", "hostNetwork") {
+            errors.push(FieldError::invalid(
+                &field,
+                &name.into(),
+                "may not be specified when 'hostNetwork' is true",
+            ));
+        } else if in_host("kernel.shm", "hostIPC")
+            || in_host("kernel.msg", "hostIPC")
+            || in_host("fs.mqueue.", "hostIPC")
+        {
+            errors.push(FieldError::invalid(
+                &field,
+                &name.into(),
+                "may not be specified when 'hostIPC' is true",
+            ));
+        }
+        if !name.is_empty() && !seen.insert(plain) {
+            errors.push(FieldError::duplicate(&field, &name.into()));
+        }
+    }
+}
+
 fn security(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
     let context = &spec["securityContext"];
     for field in ["runAsUser", "runAsGroup", "fsGroup"] {
@@ -543,6 +591,7 @@ fn security(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
     for (i, group) in list(context, "supplementalGroups").iter().enumerate() {
         user_id(group, &format!("{at}.securityContext.supplementalGroups[{i}]"), errors);
     }
+    sysctls(spec, at, errors);
     if spec["hostPID"] == true && spec["shareProcessNamespace"] == true {
         errors.push(FieldError::invalid(
             format!("{at}.shareProcessNamespace"),
