@@ -14,6 +14,7 @@ mod pod_env;
 mod pod_life;
 mod quota;
 mod storage;
+mod volumes;
 
 fn main() -> std::process::ExitCode {
     let groups = [
@@ -30,6 +31,7 @@ fn main() -> std::process::ExitCode {
         admission::cases(),
         operations::cases(),
         pod_env::cases(),
+        volumes::cases(),
         pod_life::cases(),
     ];
     testkit::runner::main(&groups.concat())
