@@ -7,10 +7,13 @@ mod crd;
 mod crd_fields;
 mod crd_openapi;
 mod crd_rules;
+mod disruption;
 mod network;
 mod node;
 mod operations;
 mod quota;
+mod schedules;
+mod statefulset;
 mod storage;
 
 fn main() -> std::process::ExitCode {
@@ -27,6 +30,9 @@ fn main() -> std::process::ExitCode {
         quota::cases(),
         admission::cases(),
         operations::cases(),
+        statefulset::cases(),
+        schedules::cases(),
+        disruption::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }
