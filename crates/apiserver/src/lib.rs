@@ -14,6 +14,7 @@ pub mod discovery;
 mod dynamic;
 pub mod endpoints;
 pub mod escalation;
+mod eviction;
 pub mod follow;
 pub mod kubelet;
 pub mod lookup;

@@ -10,11 +10,15 @@ use std::sync::Arc;
 use reconcile::Descriptor;
 
 pub mod clusterroleaggregation;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+mod follow;
 pub mod garbagecollector;
+mod history;
 pub mod job;
 pub mod namespace;
 pub mod nodelifecycle;
@@ -26,6 +30,7 @@ pub mod replicaset;
 pub mod resourcequota;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod tainteviction;
 pub mod ttlafterfinished;
 
@@ -40,8 +45,10 @@ pub struct Options {
 pub fn descriptors(options: &Options) -> Vec<Descriptor> {
     let mut table = vec![
         clusterroleaggregation::descriptor(),
+        cronjob::descriptor(),
         daemonset::descriptor(),
         deployment::descriptor(),
+        disruption::descriptor(),
         endpoints::descriptor(),
         endpointslice::descriptor(),
         garbagecollector::descriptor(),
@@ -55,6 +62,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         replicaset::replication_controller_descriptor(),
         resourcequota::descriptor(),
         serviceaccount::descriptor(),
+        statefulset::descriptor(),
         tainteviction::descriptor(),
         ttlafterfinished::descriptor(),
     ];

@@ -7,12 +7,15 @@ mod crd;
 mod crd_fields;
 mod crd_openapi;
 mod crd_rules;
+mod disruption;
 mod network;
 mod node;
 mod operations;
 mod pod_env;
 mod pod_life;
 mod quota;
+mod schedules;
+mod statefulset;
 mod storage;
 mod volumes;
 
@@ -33,6 +36,9 @@ fn main() -> std::process::ExitCode {
         pod_env::cases(),
         volumes::cases(),
         pod_life::cases(),
+        statefulset::cases(),
+        schedules::cases(),
+        disruption::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }
