@@ -124,6 +124,9 @@ pub struct UpOptions {
     /// api/alpha, GROUP/VERSION or GROUP/VERSION/RESOURCE.
     #[arg(long, value_delimiter = ',', value_name = "KEY=BOOL")]
     pub runtime_config: Vec<String>,
+    /// How the API server serves.
+    #[command(flatten)]
+    pub serving: crate::serving::Serving,
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',')]
     pub disable: Vec<Part>,
