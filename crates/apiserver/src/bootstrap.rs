@@ -62,6 +62,7 @@ pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
         ensure(server, "scheduling.k8s.io", "priorityclasses", class).await?;
     }
     own_service(server, addresses).await?;
+    crate::flow::run(server).await?;
     server.ready.store(true, Ordering::Release);
     Ok(())
 }
@@ -72,7 +73,7 @@ fn place(object: &Value) -> (String, String) {
 }
 
 /// Creates an object unless it is there. Returns the one that was there.
-async fn ensure(
+pub(crate) async fn ensure(
     server: &Server,
     group: &str,
     resource: &str,

@@ -128,6 +128,9 @@ pub struct UpOptions {
     /// kubelet's option of this name has it.
     #[arg(long, default_value = "", value_name = "LIST")]
     pub eviction_hard: String,
+    /// How the API server serves.
+    #[command(flatten)]
+    pub serving: crate::serving::Serving,
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',')]
     pub disable: Vec<Part>,
