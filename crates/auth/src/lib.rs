@@ -7,6 +7,7 @@
 
 pub mod authenticate;
 pub mod bootstrap;
+mod issue;
 pub mod node;
 pub mod pki;
 pub mod rbac;
