@@ -56,7 +56,13 @@ struct Spec {
 #[serde(rename_all = "camelCase", default)]
 struct RevokedUser {
     name: String,
+    #[serde(deserialize_with = "moment")]
     issued_before: Option<Timestamp>,
+}
+
+fn moment<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|t| t.parse().map_err(serde::de::Error::custom)).transpose()
 }
 
 /// One object of the list.
