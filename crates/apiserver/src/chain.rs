@@ -64,6 +64,8 @@ impl admission::Authorizer for Objects<'_> {
             namespace: permission.namespace,
             path: "",
             resource_request: true,
+            field_selector: None,
+            label_selector: None,
         };
         self.0.decide(&question).is_allowed()
     }

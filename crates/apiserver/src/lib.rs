@@ -6,6 +6,7 @@
 //! **Invariant:** knows nothing of controllers, and has no handler for a single kind except the reviews and
 //! subresources that have no storage of their own.
 
+pub mod authorize;
 pub mod body;
 pub mod bootstrap;
 pub mod chain;
@@ -15,6 +16,7 @@ mod dynamic;
 pub mod endpoints;
 pub mod escalation;
 pub mod follow;
+mod impersonate;
 pub mod kubelet;
 pub mod lookup;
 pub mod metrics;

@@ -6,6 +6,7 @@
 //! **Invariant:** knows nothing of HTTP requests or storage: callers hand in attributes and objects as JSON.
 
 pub mod authenticate;
+pub mod authorization;
 pub mod bootstrap;
 mod issue;
 pub mod node;
