@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** knows nothing of the registry or of HTTP.
 
+mod certificates;
 mod configuration;
 pub mod dynamic;
 mod limit_ranger;
@@ -61,8 +62,33 @@ impl Request<'_> {
     }
 }
 
-/// What plugins may look up: a consistent view of objects by group, resource, namespace and name.
+/// What a plugin asks the authorizer about the one who makes the request: a verb on a cluster-wide resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permission<'a> {
+    /// Verb.
+    pub verb: &'a str,
+    /// API group.
+    pub group: &'a str,
+    /// Plural resource.
+    pub resource: &'a str,
+    /// Subresource or empty.
+    pub subresource: &'a str,
+    /// Namespace or empty.
+    pub namespace: &'a str,
+    /// Name.
+    pub name: &'a str,
+}
+
+/// Who may do what.
+pub trait Authorizer: Send + Sync {
+    /// Whether `user` has a permission.
+    fn permits(&self, user: &UserInfo, permission: &Permission<'_>) -> bool;
+}
+
+/// What plugins may look up: a consistent view of objects by group, resource, namespace and name, and rights.
 pub trait Cluster: Send + Sync {
+    /// Who may do what.
+    fn authorizer(&self) -> &dyn Authorizer;
     /// One object.
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value>;
     /// All objects of a cluster-scoped resource.
@@ -115,6 +141,10 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &storage::ClaimResize,
     &runtime_class::RuntimeClass,
     &storage::DefaultIngressClass,
+    &certificates::Approval,
+    &certificates::Signing,
+    &certificates::BundleAttest,
+    &certificates::SubjectRestriction,
     &configuration::Rules,
 ];
 
@@ -180,7 +210,17 @@ mod testing {
     #[derive(Default)]
     pub struct Fixed(pub Vec<(&'static str, &'static str, &'static str, Value)>);
 
+    /// Lets the user `trusted` do everything.
+    impl Authorizer for Fixed {
+        fn permits(&self, user: &UserInfo, permission: &Permission<'_>) -> bool {
+            user.username == "trusted" || user.username == format!("{}:{}", permission.verb, permission.name)
+        }
+    }
+
     impl Cluster for Fixed {
+        fn authorizer(&self) -> &dyn Authorizer {
+            self
+        }
         fn get(&self, _: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
             self.0
                 .iter()

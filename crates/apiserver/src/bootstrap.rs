@@ -61,10 +61,44 @@ pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
         let class = json!({"metadata": {"name": name}, "value": value, "description": text, "preemptionPolicy": "PreemptLowerPriority"});
         ensure(server, "scheduling.k8s.io", "priorityclasses", class).await?;
     }
+    ensure(server, "apiextensions.k8s.io", "customresourcedefinitions", revocations()).await?;
+    let since = json!({"metadata": {"name": TRACKING, "namespace": "kube-system"},
+        "data": {"since": server.registry.clock().now().strftime("%Y-%m-%d").to_string()}});
+    ensure(server, "", "configmaps", since).await?;
     own_service(server, addresses).await?;
     crate::flow::run(server).await?;
     server.ready.store(true, Ordering::Release);
     Ok(())
+}
+
+/// ConfigMap that says since when the use of tokens in Secrets is noted.
+const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
+
+/// The definition of `CertificateRevocation`, the list of client certificates that are no longer accepted.
+fn revocations() -> Value {
+    let user = json!({"type": "object", "required": ["name"], "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 1024, "description": "Common name of the certificates."},
+        "issuedBefore": {"type": "string", "format": "date-time",
+            "description": "Certificates issued before this moment are revoked; all of the user's if absent."}}});
+    let spec = json!({"type": "object", "properties": {
+        "serialNumbers": {"type": "array", "maxItems": 4096, "description": "Serial numbers in hexadecimal.",
+            "items": {"type": "string", "pattern": "^(0x)?[0-9A-Fa-f:]+$", "maxLength": 128}},
+        "users": {"type": "array", "maxItems": 4096, "items": user, "description": "Users whose certificates are revoked."},
+        "reason": {"type": "string", "maxLength": 1024, "description": "Why, as refused clients are told."}},
+        "x-kubernetes-validations": [{"rule": "has(self.serialNumbers) || has(self.users)",
+            "message": "serialNumbers or users must be given"}]});
+    let schema = json!({"type": "object", "required": ["spec"], "properties": {"spec": spec},
+        "description": "CertificateRevocation names client certificates that are refused from now on."});
+    json!({"metadata": {"name": "certificaterevocations.auth.ferry.dev"}, "spec": {
+        "group": "auth.ferry.dev", "scope": "Cluster",
+        "names": {"plural": "certificaterevocations", "singular": "certificaterevocation",
+            "kind": "CertificateRevocation", "listKind": "CertificateRevocationList", "shortNames": ["crev"]},
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema},
+            "additionalPrinterColumns": [
+                {"name": "Serials", "type": "string", "jsonPath": ".spec.serialNumbers"},
+                {"name": "Users", "type": "string", "jsonPath": ".spec.users[*].name"},
+                {"name": "Reason", "type": "string", "jsonPath": ".spec.reason"},
+                {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}]}]}})
 }
 
 fn place(object: &Value) -> (String, String) {

@@ -51,7 +51,31 @@ impl Objects<'_> {
     }
 }
 
+impl admission::Authorizer for Objects<'_> {
+    fn permits(&self, user: &meta::UserInfo, permission: &admission::Permission<'_>) -> bool {
+        let question = auth::rbac::Attributes {
+            user,
+            verb: permission.verb,
+            api_group: permission.group,
+            api_version: "*",
+            resource: permission.resource,
+            subresource: permission.subresource,
+            name: permission.name,
+            namespace: permission.namespace,
+            path: "",
+            resource_request: true,
+            field_selector: None,
+            label_selector: None,
+        };
+        self.0.decide(&question).is_allowed()
+    }
+}
+
 impl admission::Cluster for Objects<'_> {
+    fn authorizer(&self) -> &dyn admission::Authorizer {
+        self
+    }
+
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let table = self.0.registry.table();
         let def = table.find(group, "v1", resource)?;

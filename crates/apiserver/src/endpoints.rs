@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request, header};
 use meta::{Reason, Status};
 use serde_json::json;
 
@@ -66,10 +66,10 @@ pub fn serve(server: &Server, request: &Request<Body>, query: &Query) -> Result<
         }
         [".well-known", "openid-configuration"] => {
             let keys = format!("{}/openid/v1/jwks", server.tokens.issuer());
-            Ok(body::json(200, &server.tokens.discovery(&keys)))
+            cacheable(body::json(200, &server.tokens.discovery(&keys)))
         }
         ["openid", "v1", "jwks"] => {
-            Ok(body::typed(200, "application/jwk-set+json", server.tokens.key_set().to_string()))
+            cacheable(body::typed(200, "application/jwk-set+json", server.tokens.key_set().to_string()))
         }
         ["openapi", "v2"] => crate::openapi::v2(server, request.headers()),
         ["openapi", "v3"] => Ok(crate::openapi::index(server, request.headers())),
@@ -82,6 +82,12 @@ pub fn serve(server: &Server, request: &Request<Body>, query: &Query) -> Result<
         }
         _ => Err(Status::path_not_found()),
     }
+}
+
+/// Keys change rarely; upstream lets clients keep them for an hour.
+fn cacheable(mut answer: Answer) -> Result<Answer, Status> {
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    Ok(answer)
 }
 
 /// The answer of `/version`.

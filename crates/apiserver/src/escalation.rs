@@ -48,6 +48,8 @@ impl Server {
             namespace,
             path: "",
             resource_request: true,
+            field_selector: None,
+            label_selector: None,
         };
         if self.decide(&attributes).is_allowed() {
             return Ok(());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use auth::node::NodeGraph;
 use auth::rbac::{Kind, RbacIndex};
+use auth::revocation::Revocations;
 use registry::{Change, Registry};
 
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
@@ -27,6 +28,18 @@ pub fn rbac(registry: &Registry, index: &Arc<RbacIndex>) {
             }
         });
     }
+}
+
+/// Where the list of revoked certificates is stored: a custom resource of the server's own.
+const REVOCATIONS: &str = "/registry/certificaterevocations.auth.ferry.dev/";
+
+/// Keeps the list of revoked certificates in step with its objects.
+pub fn revocations(registry: &Registry, list: &Arc<Revocations>) {
+    let list = list.clone();
+    registry.cacher().kind(REVOCATIONS).observe(move |event| match event.change {
+        Change::Deleted => list.remove(&event.object.name),
+        _ => list.upsert(&event.object.to_value()),
+    });
 }
 
 /// Keeps `graph` in step with pods, volumes and attachments.

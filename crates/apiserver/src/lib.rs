@@ -7,6 +7,7 @@
 //! subresources that have no storage of their own.
 
 pub mod audit;
+pub mod authorize;
 pub mod body;
 pub mod bootstrap;
 pub mod chain;
@@ -18,6 +19,7 @@ pub mod escalation;
 mod eviction;
 pub mod flow;
 pub mod follow;
+mod impersonate;
 pub mod kubelet;
 pub mod lookup;
 pub mod metrics;

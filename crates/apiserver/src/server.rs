@@ -12,12 +12,12 @@ use auth::token::TokenSigner;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{Request, header};
-use meta::user::{GROUP_AUTHENTICATED, GROUP_UNAUTHENTICATED, USER_ANONYMOUS};
 use meta::{Reason, Status, UserInfo};
 use registry::Registry;
 use stdx::Random;
 use tokio_util::sync::CancellationToken;
 
+use crate::authorize::{Authorizer, Selectors};
 use crate::body::{self, Answer, Body};
 use crate::chain::Admission;
 use crate::flow::estimate::{self, Work};
@@ -44,6 +44,8 @@ pub struct Parts {
     pub tokens: Arc<TokenSigner>,
     /// Roles and bindings.
     pub rbac: Arc<RbacIndex>,
+    /// The authorizers, in order.
+    pub authorizers: Vec<Authorizer>,
     /// What nodes may read.
     pub nodes: Arc<NodeGraph>,
     /// The way to kubelets.
@@ -75,6 +77,8 @@ impl std::ops::Deref for Server {
 
 /// What a server is built from.
 pub struct Config {
+    /// Who may do what, in order; empty means nodes and roles.
+    pub authorizers: Vec<Authorizer>,
     /// State and verbs.
     pub registry: Arc<Registry>,
     /// Who is calling.
@@ -118,12 +122,18 @@ impl Server {
         let (rbac, nodes) = (Arc::new(RbacIndex::new()), Arc::new(NodeGraph::new()));
         crate::follow::rbac(&config.registry, &rbac);
         crate::follow::nodes(&config.registry, &nodes);
+        crate::follow::revocations(&config.registry, config.authenticator.revocations());
+        let authorizers = match config.authorizers.is_empty() {
+            true => vec![Authorizer::Node, Authorizer::Rbac],
+            false => config.authorizers,
+        };
         let dynamic = crate::dynamic::Dynamic::new(&config.registry);
         Server(Arc::new(Parts {
             registry: config.registry,
             authenticator: config.authenticator,
             tokens: config.tokens,
             rbac,
+            authorizers,
             nodes,
             kubelets: config.kubelets,
             metrics: Metrics::default(),
@@ -175,7 +185,7 @@ impl Server {
         let info = parse(request.method(), request.uri().path(), &query);
         let form = crate::transcode::Form::of(&request, &query);
         let id = crate::audit::id(request.headers());
-        let answer = match self.authenticate(&mut request) {
+        let answer = match self.authenticate(&mut request).await {
             Ok(user) => Box::pin(self.recorded(request, &info, &query, user, &id)).await,
             Err(status) => {
                 if let Some(audit) = &self.audit {
@@ -273,79 +283,21 @@ impl Server {
     }
 
     /// Who makes the request; in-process callers say it themselves.
-    fn authenticate(&self, request: &mut Request<Body>) -> Result<UserInfo, Status> {
+    async fn authenticate(&self, request: &mut Request<Body>) -> Result<UserInfo, Status> {
         let user = match request.extensions_mut().remove::<UserInfo>() {
             Some(user) => user,
             None => {
                 let bearer = bearer_token(request);
                 let certificate = request.extensions().get::<PeerCertificate>().map(|c| c.0.clone());
-                self.authenticator.authenticate(bearer.as_deref(), certificate.as_deref())?
+                let path = request.uri().path().to_owned();
+                self.authenticator.authenticate(bearer.as_deref(), certificate.as_deref(), &path).await?
             }
         };
-        let acting = self.impersonate(request, user.clone())?;
+        let acting = self.impersonate(request.headers(), user.clone()).await?;
         if acting != user {
             request.extensions_mut().insert(crate::audit::RealUser(user));
         }
         Ok(acting)
-    }
-
-    /// `Impersonate-*` headers: acting as somebody else, where RBAC allows it.
-    fn impersonate(&self, request: &Request<Body>, user: UserInfo) -> Result<UserInfo, Status> {
-        let header = |name: &str| -> Vec<String> {
-            request.headers().get_all(name).iter().filter_map(|v| v.to_str().ok().map(String::from)).collect()
-        };
-        let (names, groups) = (header("impersonate-user"), header("impersonate-group"));
-        let Some(name) = names.into_iter().next() else {
-            return match groups.is_empty() {
-                true => Ok(user),
-                false => Err(Status::bad_request("requested groups without impersonating a user")),
-            };
-        };
-        let account = name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'));
-        let allowed = |resource: &str, namespace: &str, name: &str| {
-            let attributes = Attributes {
-                user: &user,
-                verb: "impersonate",
-                api_group: "",
-                api_version: "v1",
-                resource,
-                subresource: "",
-                name,
-                namespace,
-                path: "",
-                resource_request: true,
-            };
-            match self.decide(&attributes) {
-                Decision::Allow(_) => Ok(()),
-                Decision::NoOpinion(reason) => Err(attributes.forbidden(&reason)),
-            }
-        };
-        match account {
-            Some((namespace, account)) => allowed("serviceaccounts", namespace, account)?,
-            None => allowed("users", "", &name)?,
-        }
-        groups.iter().try_for_each(|g| allowed("groups", "", g))?;
-        let mut acting = match account {
-            Some((namespace, account)) if groups.is_empty() => UserInfo::service_account(namespace, account),
-            _ => UserInfo { username: name, groups, ..Default::default() },
-        };
-        let group =
-            if acting.username == USER_ANONYMOUS { GROUP_UNAUTHENTICATED } else { GROUP_AUTHENTICATED };
-        if !acting.in_group(group) {
-            acting.groups.push(group.into());
-        }
-        Ok(acting)
-    }
-
-    /// The node authorizer, then RBAC.
-    pub fn decide(&self, attributes: &Attributes<'_>) -> Decision {
-        match auth::node::authorize(attributes, &*self.nodes, &self.rbac) {
-            allow @ Decision::Allow(_) => allow,
-            Decision::NoOpinion(node) => match self.rbac.authorize(attributes) {
-                Decision::NoOpinion(rbac) if rbac.is_empty() => Decision::NoOpinion(node),
-                decision => decision,
-            },
-        }
     }
 
     async fn authorized(
@@ -356,10 +308,15 @@ impl Server {
         user: UserInfo,
     ) -> Answer {
         let path = request.uri().path().to_owned();
-        let attributes = attributes(info, &user, &path);
-        match self.decide(&attributes) {
+        let selectors = Selectors::of(info, query);
+        let attributes = Attributes {
+            field_selector: selectors.fields.as_ref(),
+            label_selector: selectors.labels.as_ref(),
+            ..attributes(info, &user, &path)
+        };
+        match self.authorize(&attributes).await {
             Decision::Allow(reason) => crate::audit::authorized(true, &reason),
-            Decision::NoOpinion(reason) => {
+            Decision::NoOpinion(reason) | Decision::Deny(reason) => {
                 crate::audit::authorized(false, &reason);
                 return body::failure(&attributes.forbidden(&reason));
             }
@@ -500,5 +457,7 @@ pub fn attributes<'a>(info: &'a RequestInfo, user: &'a UserInfo, path: &'a str) 
         namespace: &info.namespace,
         path,
         resource_request: info.is_resource,
+        field_selector: None,
+        label_selector: None,
     }
 }

@@ -3,6 +3,8 @@
 //! No credentials at all make the anonymous user; wrong ones are refused with 401.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,15 +17,36 @@ use sha2::{Digest, Sha256};
 use stdx::Clock;
 use x509_parser::prelude::FromDer;
 
+use crate::revocation::{Facts, Revocations};
 pub use crate::token::{BootstrapToken, Found, ServiceAccountLookup};
-use crate::token::{Error as TokenError, TokenSigner, user_of};
+use crate::token::{Claims, Error as TokenError, TokenSigner, user_of};
 
-/// How long an accepted credential is remembered. A token whose pod is deleted works for at most this long.
+/// How long the verification of a credential is remembered. What it is bound to is looked up every time.
 const CACHE_TTL: Duration = Duration::from_secs(10);
 /// Credentials remembered at most: about 1 KiB each.
 const CACHE_ENTRIES: usize = 4096;
 /// Key of the extra attribute that identifies a credential in audit logs.
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// A future that can be sent.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Further kinds of bearer tokens: other issuers, other servers.
+pub trait TokenAuthenticator: Send + Sync {
+    /// The user of a token; `None` when it is none of this authenticator's.
+    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Option<Result<UserInfo, String>>>;
+}
+
+/// Which requests may come without credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnonymousAccess {
+    /// None.
+    None,
+    /// All.
+    All,
+    /// Those to certain paths.
+    Paths(Vec<String>),
+}
 
 /// Turns credentials into users.
 pub struct Authenticator {
@@ -32,31 +55,42 @@ pub struct Authenticator {
     lookup: Arc<dyn ServiceAccountLookup>,
     audiences: Vec<String>,
     static_tokens: HashMap<String, UserInfo>,
-    anonymous: bool,
+    others: Vec<Arc<dyn TokenAuthenticator>>,
+    revocations: Arc<Revocations>,
+    anonymous: AnonymousAccess,
     clock: Arc<dyn Clock>,
     cache: Mutex<Cache>,
 }
 
-/// Accepted credentials by hash.
+/// A credential that was found good.
+#[derive(Clone)]
+enum Verified {
+    /// A certificate's user, and what it may be revoked by.
+    Certificate(UserInfo, Facts),
+    /// A token of our own; what it is bound to must be looked up again.
+    Token(Box<Claims>),
+}
+
+/// Verified credentials by hash.
 #[derive(Default)]
 struct Cache {
-    entries: HashMap<[u8; 32], (UserInfo, Instant)>,
+    entries: HashMap<[u8; 32], (Verified, Instant)>,
 }
 
 impl Cache {
-    fn get(&self, key: &[u8; 32], now: Instant) -> Option<UserInfo> {
-        let (user, since) = self.entries.get(key)?;
-        (now.saturating_duration_since(*since) < CACHE_TTL).then(|| user.clone())
+    fn get(&self, key: &[u8; 32], now: Instant) -> Option<Verified> {
+        let (verified, since) = self.entries.get(key)?;
+        (now.saturating_duration_since(*since) < CACHE_TTL).then(|| verified.clone())
     }
 
-    fn insert(&mut self, key: [u8; 32], user: UserInfo, now: Instant) {
+    fn insert(&mut self, key: [u8; 32], verified: Verified, now: Instant) {
         if self.entries.len() >= CACHE_ENTRIES {
             self.entries.retain(|_, (_, since)| now.saturating_duration_since(*since) < CACHE_TTL);
             if self.entries.len() >= CACHE_ENTRIES {
                 self.entries.clear();
             }
         }
-        self.entries.insert(key, (user, now));
+        self.entries.insert(key, (verified, now));
     }
 }
 
@@ -85,7 +119,9 @@ impl Authenticator {
             lookup,
             audiences,
             static_tokens: HashMap::new(),
-            anonymous: true,
+            others: Vec::new(),
+            revocations: Arc::default(),
+            anonymous: AnonymousAccess::All,
             clock,
             cache: Mutex::default(),
         }
@@ -99,9 +135,20 @@ impl Authenticator {
     }
 
     /// Whether requests without credentials are let through as `system:anonymous` (the default).
-    pub fn with_anonymous(mut self, allowed: bool) -> Self {
+    pub fn with_anonymous(mut self, allowed: AnonymousAccess) -> Self {
         self.anonymous = allowed;
         self
+    }
+
+    /// Asks `other` too about tokens that are not our own.
+    pub fn with_tokens_of(mut self, other: Arc<dyn TokenAuthenticator>) -> Self {
+        self.others.push(other);
+        self
+    }
+
+    /// The list of revoked certificates, to be kept in step with the API.
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
     }
 
     /// The audiences of this API server.
@@ -109,35 +156,59 @@ impl Authenticator {
         &self.audiences
     }
 
-    /// Who makes a request: by the client certificate (DER of the leaf) if there is one, else by the bearer
-    /// token, else anonymous. 401 for credentials that are not accepted.
-    pub fn authenticate(&self, bearer: Option<&str>, peer_cert: Option<&[u8]>) -> Result<UserInfo, Status> {
-        let refused = match peer_cert {
-            Some(der) => match self.authenticate_certificate(der) {
+    /// Who makes a request for `path`: by the client certificate (DER of the leaf) if there is one, else by the
+    /// bearer token, else anonymous. 401 for credentials that are not accepted.
+    pub async fn authenticate(
+        &self,
+        bearer: Option<&str>,
+        peer_cert: Option<&[u8]>,
+        path: &str,
+    ) -> Result<UserInfo, Status> {
+        let mut refused = false;
+        if let Some(der) = peer_cert {
+            match self.authenticate_certificate(der)? {
                 Some(user) => return Ok(user),
-                None => true,
-            },
-            None => false,
-        };
-        match bearer.map(str::trim).filter(|token| !token.is_empty()) {
-            Some(token) => {
-                self.authenticate_token(token, &self.audiences).map(|(user, _)| user).map_err(|error| {
-                    tracing::debug!(%error, "token refused");
-                    Status::unauthorized()
-                })
+                None => refused = true,
             }
-            None if !refused && self.anonymous => Ok(UserInfo::anonymous()),
-            None => Err(Status::unauthorized()),
+        }
+        if let Some(token) = bearer.map(str::trim).filter(|token| !token.is_empty()) {
+            return match self.review_token(token, &self.audiences).await {
+                Ok((user, _)) => Ok(user),
+                Err(why) => {
+                    tracing::debug!(why, "token refused");
+                    Err(Status::unauthorized())
+                }
+            };
+        }
+        let anonymous = match &self.anonymous {
+            AnonymousAccess::All => true,
+            AnonymousAccess::None => false,
+            AnonymousAccess::Paths(paths) => paths.iter().any(|p| p == path),
+        };
+        if anonymous && !refused { Ok(UserInfo::anonymous()) } else { Err(Status::unauthorized()) }
+    }
+
+    /// The user of a client certificate: CN is the name, every O a group. `None` when it is not accepted; 401
+    /// with the reason when it has been revoked.
+    pub fn authenticate_certificate(&self, der: &[u8]) -> Result<Option<UserInfo>, Status> {
+        let Some((user, facts)) = self.verified_certificate(der) else { return Ok(None) };
+        match self.revocations.refusal(&facts) {
+            None => Ok(Some(user)),
+            Some(why) => {
+                tracing::info!(why, "refused");
+                let mut status = Status::unauthorized();
+                status.message = format!("{}: {why}", status.message);
+                Err(status)
+            }
         }
     }
 
-    /// The user of a client certificate: CN is the name, every O a group. `None` when it is not accepted.
-    pub fn authenticate_certificate(&self, der: &[u8]) -> Option<UserInfo> {
+    fn verified_certificate(&self, der: &[u8]) -> Option<(UserInfo, Facts)> {
         let verifier = self.certificates.as_ref()?;
         let hash: [u8; 32] = Sha256::digest(der).into();
         let now = self.clock.instant();
-        if let Some(user) = self.cache.lock().get(&hash, now) {
-            return Some(user);
+        if let Some(Verified::Certificate(user, facts)) = self.cache.lock().get(&hash, now) {
+            return Some((user, facts));
         }
         let seconds = u64::try_from(self.clock.now().as_second()).unwrap_or(0);
         let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
@@ -145,12 +216,42 @@ impl Authenticator {
             tracing::debug!(%error, "client certificate refused");
             return None;
         }
-        let user = certificate_user(der, &hash)?;
-        self.cache.lock().insert(hash, user.clone(), now);
-        Some(user)
+        let (user, facts) = (certificate_user(der, &hash)?, Facts::of(der)?);
+        self.cache.lock().insert(hash, Verified::Certificate(user.clone(), facts.clone()), now);
+        Some((user, facts))
     }
 
-    /// The user of a token for one of `audiences`, with the audiences both have in common (for TokenReview).
+    /// The user of any kind of token for one of `audiences`, with the audiences both have in common. The error is
+    /// what TokenReview says.
+    pub async fn review_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(UserInfo, Vec<String>), String> {
+        let own = match self.authenticate_token(token, audiences) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        if matches!(own, TokenError::Foreign) {
+            for other in &self.others {
+                let Some(outcome) = other.authenticate(token).await else { continue };
+                let common: Vec<String> =
+                    self.audiences.iter().filter(|a| audiences.contains(a)).cloned().collect();
+                return match outcome {
+                    Ok(_) if common.is_empty() => Err(format!(
+                        "token audiences {:?} is invalid for the target audiences {audiences:?}",
+                        self.audiences
+                    )),
+                    Ok(user) => Ok((with_authenticated(user), common)),
+                    Err(why) => Err(format!("[invalid bearer token, {why}]")),
+                };
+            }
+            return Err("invalid bearer token".into());
+        }
+        Err(format!("[invalid bearer token, {own}]"))
+    }
+
+    /// The user of a token that needs nobody else to be judged (ServiceAccounts', bootstrap and static tokens).
     pub fn authenticate_token(
         &self,
         token: &str,
@@ -162,23 +263,19 @@ impl Authenticator {
         if let Some(user) = self.bootstrap_user(token) {
             return Ok((user, audiences.to_vec()));
         }
-        let mut hasher = Sha256::new();
-        hasher.update(token.as_bytes());
-        for audience in audiences {
-            hasher.update([0]);
-            hasher.update(audience.as_bytes());
-        }
-        let hash: [u8; 32] = hasher.finalize().into();
+        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let now = self.clock.instant();
-        if audiences == self.audiences
-            && let Some(user) = self.cache.lock().get(&hash, now)
-        {
-            return Ok((user, audiences.to_vec()));
-        }
-        let claims = self.tokens.verify(token, audiences)?;
-        let user = user_of(&claims, &*self.lookup, self.clock.now())?;
-        self.cache.lock().insert(hash, user.clone(), now);
-        let common = claims.aud.into_iter().filter(|audience| audiences.contains(audience)).collect();
+        let known = self.cache.lock().get(&hash, now);
+        let claims = match known {
+            Some(Verified::Token(claims)) => *claims,
+            _ => {
+                let claims = self.tokens.verify_signature(token)?;
+                self.cache.lock().insert(hash, Verified::Token(Box::new(claims.clone())), now);
+                claims
+            }
+        };
+        let common = self.tokens.check(&claims, audiences)?;
+        let user = user_of(&claims, &*self.lookup, self.clock.now(), token)?;
         Ok((user, common))
     }
 
@@ -302,35 +399,41 @@ mod tests {
         CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
     }
 
-    #[test]
-    fn certificates() {
+    #[tokio::test]
+    async fn certificates() {
         let (_directory, pki, _, authenticator, clock) = setup();
         let issued = pki.issue_client("ann", &["dev", "ops"]).unwrap();
-        let user = authenticator.authenticate(None, Some(&der(&issued.cert_pem))).unwrap();
+        let user = authenticator.authenticate(None, Some(&der(&issued.cert_pem)), "/").await.unwrap();
         assert_eq!(user.username, "ann");
         assert_eq!(user.groups, ["dev", "ops", "system:authenticated"]);
         assert!(user.extra[CREDENTIAL_ID][0].starts_with("X509SHA256="));
         let elsewhere = tempfile::tempdir().unwrap();
         let foreign = Pki::open_or_create(elsewhere.path(), clock.clone()).unwrap();
         let foreign = der(&foreign.issue_client("ann", &["system:masters"]).unwrap().cert_pem);
-        assert_eq!(authenticator.authenticate(None, Some(&foreign)).unwrap_err().code, 401);
+        assert_eq!(authenticator.authenticate(None, Some(&foreign), "/").await.unwrap_err().code, 401);
         let serving = der(&pki.issue_server("ann", &crate::pki::Names::default()).unwrap().cert_pem);
-        assert_eq!(authenticator.authenticate(None, Some(&serving)).unwrap_err().code, 401);
+        assert_eq!(authenticator.authenticate(None, Some(&serving), "/").await.unwrap_err().code, 401);
         clock.advance(Duration::from_secs(400 * 86_400));
-        assert_eq!(authenticator.authenticate(None, Some(&der(&issued.cert_pem))).unwrap_err().code, 401);
+        assert_eq!(
+            authenticator.authenticate(None, Some(&der(&issued.cert_pem)), "/").await.unwrap_err().code,
+            401
+        );
     }
 
-    #[test]
-    fn tokens_and_anonymity() {
+    #[tokio::test]
+    async fn tokens_and_anonymity() {
         let (_directory, _, signer, authenticator, _) = setup();
         let authenticator = authenticator.with_static_tokens("tok,tom,7,\"a,b\"\n").unwrap();
-        assert_eq!(authenticator.authenticate(None, None).unwrap(), UserInfo::anonymous());
-        assert_eq!(authenticator.authenticate(Some("junk"), None).unwrap_err().code, 401);
-        let tom = authenticator.authenticate(Some("tok"), None).unwrap();
+        assert_eq!(authenticator.authenticate(None, None, "/").await.unwrap(), UserInfo::anonymous());
+        assert_eq!(authenticator.authenticate(Some("junk"), None, "/").await.unwrap_err().code, 401);
+        let tom = authenticator.authenticate(Some("tok"), None, "/").await.unwrap();
         assert_eq!((tom.username.as_str(), tom.groups.len()), ("tom", 3));
-        let joiner = authenticator.authenticate(Some("abcdef.0123456789abcdef"), None).unwrap();
+        let joiner = authenticator.authenticate(Some("abcdef.0123456789abcdef"), None, "/").await.unwrap();
         assert_eq!(joiner.username, "system:bootstrap:abcdef");
-        assert_eq!(authenticator.authenticate(Some("abcdef.0123456789abcdee"), None).unwrap_err().code, 401);
+        assert_eq!(
+            authenticator.authenticate(Some("abcdef.0123456789abcdee"), None, "/").await.unwrap_err().code,
+            401
+        );
         let claims = |name: &str| KubernetesClaims {
             namespace: "n".into(),
             serviceaccount: ObjectRef { name: name.into(), uid: "u".into() },
@@ -338,17 +441,17 @@ mod tests {
         };
         let (token, _) = signer.issue(claims("bot"), &[], 3600).unwrap();
         for _ in 0..2 {
-            let bot = authenticator.authenticate(Some(&token), None).unwrap();
+            let bot = authenticator.authenticate(Some(&token), None, "/").await.unwrap();
             assert_eq!(bot.username, "system:serviceaccount:n:bot");
         }
         let (gone, _) = signer.issue(claims("gone"), &[], 3600).unwrap();
-        assert_eq!(authenticator.authenticate(Some(&gone), None).unwrap_err().code, 401);
+        assert_eq!(authenticator.authenticate(Some(&gone), None, "/").await.unwrap_err().code, 401);
         let (vault, _) = signer.issue(claims("bot"), &["vault".into()], 3600).unwrap();
-        assert_eq!(authenticator.authenticate(Some(&vault), None).unwrap_err().code, 401);
+        assert_eq!(authenticator.authenticate(Some(&vault), None, "/").await.unwrap_err().code, 401);
         let (_, common) = authenticator.authenticate_token(&vault, &["vault".into(), "x".into()]).unwrap();
         assert_eq!(common, ["vault"]);
-        let closed = authenticator.with_anonymous(false);
-        assert_eq!(closed.authenticate(None, None).unwrap_err().code, 401);
+        let closed = authenticator.with_anonymous(AnonymousAccess::None);
+        assert_eq!(closed.authenticate(None, None, "/").await.unwrap_err().code, 401);
     }
 
     #[test]

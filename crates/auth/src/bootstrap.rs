@@ -303,6 +303,8 @@ mod tests {
                 namespace,
                 path: "",
                 resource_request: true,
+                field_selector: None,
+                label_selector: None,
             };
             let allowed = index.authorize(&attributes).is_allowed();
             assert_eq!(allowed, expected, "{username} {verb} {resource} in {namespace:?}");

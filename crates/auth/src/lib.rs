@@ -6,11 +6,15 @@
 //! **Invariant:** knows nothing of HTTP requests or storage: callers hand in attributes and objects as JSON.
 
 pub mod authenticate;
+pub mod authorization;
 pub mod bootstrap;
+mod issue;
 pub mod node;
+pub mod oidc;
 pub mod pki;
 pub mod rbac;
 pub mod restriction;
+pub mod revocation;
 pub mod rules;
 pub mod tls;
 pub mod token;

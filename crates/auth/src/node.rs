@@ -508,6 +508,8 @@ mod tests {
             namespace,
             path: "",
             resource_request: true,
+            field_selector: None,
+            label_selector: None,
         };
         authorize(&attributes, graph, &rules).is_allowed()
     }

@@ -16,8 +16,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -31,6 +31,8 @@ const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 86_400);
 /// Certificates begin this much in the past: clocks of other machines differ.
 const BACKDATE: Duration = Duration::from_secs(300);
+/// Requested lives below this include the backdating (upstream's eight hours).
+const SHORT_SECONDS: i64 = 8 * 3600;
 
 /// A certificate or key could not be made, read or used.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,9 @@ pub enum Error {
     /// More organizations than a certificate is made with.
     #[error("a certificate takes at most two organizations, not {0}")]
     Organizations(usize),
+    /// A certificate request cannot be read.
+    #[error("{0}")]
+    Request(#[source] certificate::Error),
     /// PEM text does not parse.
     #[error("PEM: {0}")]
     Pem(String),
@@ -186,27 +191,18 @@ impl Pki {
         }
     }
 
-    /// Signs a request (PKCS #10, PEM) as a CertificateSigningRequest's signer does. Subject and names are
-    /// the request's; usages are those of the API (`client auth`, `server auth`).
+    /// Signs a request (PKCS #10, PEM) as a CertificateSigningRequest's signer does. Subject, key and names are
+    /// the request's, byte for byte; usages are those of the API (`client auth`, `server auth`).
     pub fn sign_request(&self, request_pem: &str, usages: &[&str], life: Duration) -> Result<String, Error> {
-        let mut request = CertificateSigningRequestParams::from_pem(request_pem)?;
+        let request = certificate::Request::from_pem(request_pem).map_err(Error::Request)?;
         let now = self.clock.now();
-        set_validity(&mut request.params, now, life.min(CERTIFICATE_LIFE));
-        request.params.is_ca = IsCa::ExplicitNoCa;
-        request.params.use_authority_key_identifier_extension = true;
-        request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        if usages.contains(&"key encipherment") {
-            request.params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
-        }
-        request.params.extended_key_usages = usages
-            .iter()
-            .filter_map(|usage| match *usage {
-                "client auth" => Some(ExtendedKeyUsagePurpose::ClientAuth),
-                "server auth" => Some(ExtendedKeyUsagePurpose::ServerAuth),
-                _ => None,
-            })
-            .collect();
-        Ok(request.signed_by(&self.issuer)?.pem())
+        let life = i64::try_from(life.min(CERTIFICATE_LIFE).as_secs()).unwrap_or(0);
+        let backdate = i64::try_from(BACKDATE.as_secs()).unwrap_or(0);
+        // A short life is counted from the backdated start, as upstream's signer counts.
+        let end = if life < SHORT_SECONDS { life - backdate } else { life };
+        let at = |seconds: i64| Timestamp::from_second(now.as_second() + seconds).unwrap_or(Timestamp::MAX);
+        let terms = crate::issue::Terms { usages, not_before: at(-backdate), not_after: at(end) };
+        crate::issue::issue(&request, &terms, &self.ca_der, self.issuer.key())
     }
 
     /// The key that signs ServiceAccount tokens (`sa.key`, its public half in `sa.pub`), made on first use.
@@ -438,7 +434,7 @@ mod tests {
         let signed = pki.sign_request(&request, &["client auth"], Duration::from_secs(3600)).unwrap();
         let issued = inspect(signed, key.serialize_pem(), "system:node:n1", &Names::default(), pki.ca_der());
         let issued = issued.unwrap();
-        assert_eq!(issued.not_after.as_second() - issued.not_before.as_second(), 3600 + 300);
+        assert_eq!(issued.not_after.as_second() - issued.not_before.as_second(), 3600);
     }
 
     #[test]

@@ -37,6 +37,10 @@ pub struct Attributes<'a> {
     pub path: &'a str,
     /// Whether it is about a resource.
     pub resource_request: bool,
+    /// Requirements of the field selector of a list, as SubjectAccessReview shows them.
+    pub field_selector: Option<&'a Value>,
+    /// Requirements of the label selector of a list, as SubjectAccessReview shows them.
+    pub label_selector: Option<&'a Value>,
 }
 
 /// What an authorizer says.
@@ -46,12 +50,34 @@ pub enum Decision {
     Allow(String),
     /// Ask the next authorizer; a request nobody allows is refused.
     NoOpinion(String),
+    /// Refused, whatever the next authorizer would say.
+    Deny(String),
 }
 
 impl Decision {
     /// Whether it is allowed.
     pub fn is_allowed(&self) -> bool {
         matches!(self, Decision::Allow(_))
+    }
+}
+
+impl<'a> Attributes<'a> {
+    /// Nothing yet, by `user`.
+    pub fn of(user: &'a UserInfo) -> Attributes<'a> {
+        Attributes {
+            user,
+            verb: "",
+            api_group: "",
+            api_version: "",
+            resource: "",
+            subresource: "",
+            name: "",
+            namespace: "",
+            path: "",
+            resource_request: false,
+            field_selector: None,
+            label_selector: None,
+        }
     }
 }
 
@@ -466,6 +492,8 @@ mod tests {
             namespace,
             path: "",
             resource_request: true,
+            field_selector: None,
+            label_selector: None,
         }
     }
 

@@ -111,6 +111,9 @@ pub enum Error {
     /// Signing failed.
     #[error("the token could not be signed")]
     Sign(#[source] jsonwebtoken::errors::Error),
+    /// A key is of a kind that tokens are not signed with.
+    #[error("a service account key cannot be used: {0}")]
+    Unusable(String),
     /// Not a token of this cluster: another issuer, another key, or no JWT at all.
     #[error("not a token of this cluster")]
     Foreign,
@@ -150,12 +153,27 @@ pub trait ServiceAccountLookup: Send + Sync {
     fn pod(&self, namespace: &str, name: &str) -> Option<Found>;
     /// The Secret.
     fn secret(&self, namespace: &str, name: &str) -> Option<Found>;
+    /// The token that a Secret holds. Called whenever it is used.
+    fn secret_token(&self, _namespace: &str, _name: &str) -> SecretToken {
+        SecretToken::None
+    }
     /// The Node.
     fn node(&self, name: &str) -> Option<Found>;
     /// The bootstrap token with this id (a Secret of type `bootstrap.kubernetes.io/token` in kube-system).
     fn bootstrap_token(&self, _id: &str) -> Option<BootstrapToken> {
         None
     }
+}
+
+/// What a Secret of type `kubernetes.io/service-account-token` holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretToken {
+    /// No token.
+    None,
+    /// This one.
+    Is(String),
+    /// One that was marked as no longer valid.
+    Invalidated,
 }
 
 /// A token with which nodes join (the documented Secret type `bootstrap.kubernetes.io/token`).
@@ -171,35 +189,110 @@ pub struct BootstrapToken {
     pub extra_groups: Vec<String>,
 }
 
+/// A public key that tokens are checked with.
+struct PublicKey {
+    id: String,
+    algorithm: Algorithm,
+    decoding: DecodingKey,
+    /// As the key set shows it (RFC 7517).
+    shown: Value,
+}
+
+impl PublicKey {
+    /// Reads the DER of a SubjectPublicKeyInfo. The key id is derived as upstream does: its SHA-256, base64url
+    /// without padding.
+    fn from_spki(spki: &[u8]) -> Option<PublicKey> {
+        use x509_parser::prelude::FromDer;
+        use x509_parser::public_key::PublicKey::{EC, RSA};
+        let (_, info) = x509_parser::x509::SubjectPublicKeyInfo::from_der(spki).ok()?;
+        let id = URL_SAFE_NO_PAD.encode(Sha256::digest(spki));
+        let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        match info.parsed().ok()? {
+            RSA(key) => {
+                let trim = |b: &[u8]| b.iter().copied().skip_while(|b| *b == 0).collect::<Vec<u8>>();
+                let (n, e) = (trim(key.modulus), trim(key.exponent));
+                let decoding = DecodingKey::from_rsa_raw_components(&n, &e);
+                let shown = json!({"use": "sig", "kty": "RSA", "kid": id, "alg": "RS256", "n": text(&n), "e": text(&e)});
+                Some(PublicKey { id, algorithm: Algorithm::RS256, decoding, shown })
+            }
+            EC(key) => {
+                // An uncompressed point: 4, x, y.
+                let data = key.data();
+                let size = (data.len().checked_sub(1)?) / 2;
+                let (curve, algorithm, name) = match size {
+                    32 => ("P-256", Algorithm::ES256, "ES256"),
+                    48 => ("P-384", Algorithm::ES384, "ES384"),
+                    _ => return None,
+                };
+                let (x, y) = (data.get(1..=size)?, data.get(size + 1..)?);
+                let shown = json!({"use": "sig", "kty": "EC", "kid": id, "crv": curve, "alg": name,
+                    "x": text(x), "y": text(y)});
+                Some(PublicKey { id, algorithm, decoding: DecodingKey::from_ec_der(data), shown })
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Signs and checks ServiceAccount tokens.
 pub struct TokenSigner {
     issuer: String,
-    key_id: String,
+    /// Issuers whose tokens are accepted too.
+    former_issuers: Vec<String>,
     signing: EncodingKey,
-    verifying: DecodingKey,
-    point: Vec<u8>,
+    /// The first belongs to the signing key.
+    keys: Vec<PublicKey>,
     clock: Arc<dyn Clock>,
 }
 
 impl std::fmt::Debug for TokenSigner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenSigner").field("issuer", &self.issuer).field("key_id", &self.key_id).finish()
+        f.debug_struct("TokenSigner").field("issuer", &self.issuer).field("keys", &self.keys.len()).finish()
     }
 }
 
 impl TokenSigner {
-    /// A signer with an ECDSA P-256 key. The key id is derived as upstream does: the SHA-256 of the public
-    /// key's DER (SubjectPublicKeyInfo), base64url without padding.
+    /// A signer with an ECDSA or RSA key.
     pub fn new(issuer: impl Into<String>, key: &KeyPair, clock: Arc<dyn Clock>) -> Self {
-        let public = key.subject_public_key_info();
+        let public: Option<PublicKey> = PublicKey::from_spki(&key.subject_public_key_info());
+        let rsa = public.as_ref().is_some_and(|k| k.algorithm == Algorithm::RS256);
+        let der = key.serialized_der();
         TokenSigner {
             issuer: issuer.into(),
-            key_id: URL_SAFE_NO_PAD.encode(Sha256::digest(&public)),
-            signing: EncodingKey::from_ec_der(key.serialized_der()),
-            verifying: DecodingKey::from_ec_der(key.public_key_raw()),
-            point: key.public_key_raw().to_vec(),
+            former_issuers: Vec::new(),
+            signing: if rsa { rsa_signing_key(der) } else { EncodingKey::from_ec_der(der) },
+            keys: public.into_iter().collect(),
             clock,
         }
+    }
+
+    /// Accepts tokens signed with other keys too: public or private ones of a PEM text. Keys that were in use
+    /// before stay here until the last token signed with them has expired.
+    pub fn with_verification_keys(mut self, pem: &str) -> Result<Self, Error> {
+        for block in certificate::pem::blocks(pem) {
+            let spki = match block.label.as_str() {
+                "PUBLIC KEY" => block.der,
+                label if label.ends_with("PRIVATE KEY") => {
+                    let text = certificate::pem::encode(label, &block.der);
+                    KeyPair::from_pem(&text)
+                        .map_err(|e| Error::Unusable(e.to_string()))?
+                        .subject_public_key_info()
+                }
+                _ => continue,
+            };
+            let key = PublicKey::from_spki(&spki)
+                .ok_or_else(|| Error::Unusable("neither RSA nor ECDSA of P-256 or P-384".into()))?;
+            if self.keys.iter().all(|known| known.id != key.id) {
+                self.keys.push(key);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Accepts tokens of a former issuer too.
+    pub fn with_former_issuer(mut self, issuer: &str) -> Self {
+        self.former_issuers.push(issuer.to_owned());
+        self
     }
 
     /// The issuer, also the default audience.
@@ -225,50 +318,96 @@ impl TokenSigner {
             nbf: now,
             kubernetes: bound,
         };
-        let mut header = Header::new(Algorithm::ES256);
+        Ok((self.sign(&claims)?, Timestamp::from_second(claims.exp).unwrap_or(Timestamp::MAX)))
+    }
+
+    fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
+        let key =
+            self.keys.first().ok_or_else(|| Error::Unusable("the signing key's kind is unknown".into()))?;
+        let mut header = Header::new(key.algorithm);
         header.typ = None;
-        header.kid = Some(self.key_id.clone());
-        let token = jsonwebtoken::encode(&header, &claims, &self.signing).map_err(Error::Sign)?;
-        Ok((token, Timestamp::from_second(claims.exp).unwrap_or(Timestamp::MAX)))
+        header.kid = Some(key.id.clone());
+        jsonwebtoken::encode(&header, claims, &self.signing).map_err(Error::Sign)
+    }
+
+    /// A token that lives as long as the Secret it is kept in (`kubernetes.io/service-account-token`).
+    pub fn issue_legacy(&self, namespace: &str, account: &ObjectRef, secret: &str) -> Result<String, Error> {
+        self.sign(&LegacyClaims {
+            iss: LEGACY_ISSUER.into(),
+            namespace: namespace.into(),
+            secret: secret.into(),
+            account: account.name.clone(),
+            uid: account.uid.clone(),
+            sub: format!("system:serviceaccount:{namespace}:{}", account.name),
+        })
     }
 
     /// Checks signature, time and audience. [`Error::Foreign`] means another authenticator may know it.
     pub fn verify(&self, token: &str, audiences: &[String]) -> Result<Claims, Error> {
+        let claims = self.verify_signature(token)?;
+        self.check(&claims, audiences)?;
+        Ok(claims)
+    }
+
+    /// Checks by whom the token is issued and signed.
+    pub fn verify_signature(&self, token: &str) -> Result<Claims, Error> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(Error::Foreign);
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Error::Foreign)?;
-        if header.kid.as_deref().is_some_and(|kid| kid != self.key_id) {
+        let issuer = unverified_issuer(token).ok_or(Error::Foreign)?;
+        let ours = issuer == self.issuer || self.former_issuers.contains(&issuer);
+        if !ours && issuer != LEGACY_ISSUER {
             return Err(Error::Foreign);
         }
-        let mut validation = Validation::new(Algorithm::ES256);
-        // Time is checked below, by the injected clock; audiences by Kubernetes' rules.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        validation.required_spec_claims.clear();
-        let claims: Claims =
-            jsonwebtoken::decode(token, &self.verifying, &validation).map_err(Error::Signature)?.claims;
-        if claims.iss != self.issuer {
-            return Err(Error::Foreign);
+        let header = jsonwebtoken::decode_header(token).map_err(Error::Signature)?;
+        let named = |key: &&PublicKey| header.kid.as_deref().is_none_or(|kid| kid == key.id);
+        let mut failed = Error::Foreign;
+        for key in self.keys.iter().filter(named) {
+            let mut validation = Validation::new(key.algorithm);
+            // Time is checked by the injected clock; audiences by Kubernetes' rules.
+            validation.validate_exp = false;
+            validation.validate_aud = false;
+            validation.required_spec_claims.clear();
+            let verified = match ours {
+                true => jsonwebtoken::decode(token, &key.decoding, &validation).map(|t| t.claims),
+                false => jsonwebtoken::decode::<LegacyClaims>(token, &key.decoding, &validation)
+                    .map(|t| t.claims.into_claims()),
+            };
+            match verified {
+                Ok(claims) => return Ok(claims),
+                Err(error) => failed = Error::Signature(error),
+            }
+        }
+        Err(failed)
+    }
+
+    /// Checks time and audience of verified claims; gives the audiences in common.
+    pub fn check(&self, claims: &Claims, audiences: &[String]) -> Result<Vec<String>, Error> {
+        if claims.is_legacy() {
+            // Made before audiences were: for the API server, whatever that is called.
+            return Ok(audiences.to_vec());
         }
         let now = self.clock.now().as_second();
         if now > claims.exp + LEEWAY_SECONDS || now < claims.nbf - LEEWAY_SECONDS {
             return Err(Error::Time);
         }
-        if !claims.aud.iter().any(|audience| audiences.contains(audience)) {
-            return Err(Error::Audience { audiences: claims.aud, expected: audiences.to_vec() });
+        let common: Vec<String> = claims.aud.iter().filter(|a| audiences.contains(a)).cloned().collect();
+        if common.is_empty() {
+            return Err(Error::Audience { audiences: claims.aud.clone(), expected: audiences.to_vec() });
         }
-        Ok(claims)
+        Ok(common)
     }
 
     /// The key set that lets others check tokens (RFC 7517), as served under `/openid/v1/jwks`.
     pub fn key_set(&self) -> Value {
-        // An uncompressed point: 4, x, y.
-        let half = |from: usize| URL_SAFE_NO_PAD.encode(self.point.get(from..from + 32).unwrap_or_default());
-        json!({"keys": [{
-            "use": "sig", "kty": "EC", "kid": self.key_id, "crv": "P-256", "alg": "ES256",
-            "x": half(1), "y": half(33),
-        }]})
+        json!({"keys": self.keys.iter().map(|key| &key.shown).collect::<Vec<_>>()})
+    }
+
+    fn algorithms(&self) -> Vec<&Value> {
+        let mut all: Vec<&Value> = self.keys.iter().map(|key| &key.shown["alg"]).collect();
+        all.sort_by_key(|alg| alg.as_str());
+        all.dedup();
+        all
     }
 
     /// The discovery document (OpenID Connect Discovery 1.0), as served under
@@ -279,16 +418,69 @@ impl TokenSigner {
             "jwks_uri": jwks_uri,
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
+            "id_token_signing_alg_values_supported": self.algorithms(),
         })
     }
 }
 
-/// Checks that everything the token is bound to still exists, and makes the user of it.
+/// Issuer that tokens in Secrets name.
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
+/// The claims of a token in a Secret.
+#[derive(Debug, Serialize, Deserialize)]
+struct LegacyClaims {
+    iss: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    secret: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    account: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    uid: String,
+    sub: String,
+}
+
+impl LegacyClaims {
+    fn into_claims(self) -> Claims {
+        let kubernetes = KubernetesClaims {
+            namespace: self.namespace,
+            serviceaccount: ObjectRef { name: self.account, uid: self.uid },
+            secret: Some(ObjectRef { name: self.secret, uid: String::new() }),
+            ..KubernetesClaims::default()
+        };
+        Claims { iss: self.iss, sub: self.sub, kubernetes, ..Claims::default() }
+    }
+}
+
+impl Claims {
+    /// Whether it is the token of a Secret.
+    pub fn is_legacy(&self) -> bool {
+        self.iss == LEGACY_ISSUER
+    }
+}
+
+/// The issuer that a token names; nothing is verified.
+fn unverified_issuer(token: &str) -> Option<String> {
+    let bytes = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    serde_json::from_slice::<Value>(&bytes).ok()?["iss"].as_str().map(str::to_owned)
+}
+
+/// A PKCS #8 document holds the key that the signing library wants (RFC 5208: the octets at its end).
+fn rsa_signing_key(pkcs8: &[u8]) -> EncodingKey {
+    let inner = x509_parser::der_parser::parse_der(pkcs8)
+        .ok()
+        .and_then(|(_, whole)| whole.as_sequence().ok()?.get(2)?.as_slice().ok().map(<[u8]>::to_vec));
+    EncodingKey::from_rsa_der(inner.as_deref().unwrap_or(pkcs8))
+}
+
+/// Checks that everything the token is bound to still exists, and makes the user of it. A token in a Secret must
+/// also be the one that stands there now.
 pub fn user_of(
     claims: &Claims,
     lookup: &dyn ServiceAccountLookup,
     now: Timestamp,
+    token: &str,
 ) -> Result<UserInfo, Error> {
     let bound = &claims.kubernetes;
     let namespace = &bound.namespace;
@@ -316,6 +508,17 @@ pub fn user_of(
     };
     if let Some(secret) = &bound.secret {
         check("secret", secret, lookup.secret(namespace, &secret.name))?;
+        if claims.is_legacy() {
+            match lookup.secret_token(namespace, &secret.name) {
+                SecretToken::Is(kept) if kept == token => {}
+                SecretToken::Invalidated => {
+                    return Err(Error::Bound(
+                        "the token in the secret has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the 'kubernetes.io/legacy-token-invalid-since' label from the secret to temporarily allow use of this token".into(),
+                    ));
+                }
+                _ => return Err(Error::Bound("token does not match the secret's".into())),
+            }
+        }
     }
     if let Some(pod) = &bound.pod {
         check("pod", pod, lookup.pod(namespace, &pod.name))?;
@@ -398,13 +601,62 @@ mod tests {
             let deletion_timestamp = deleted.map(|s| Timestamp::from_second(1_700_000_000 + s).unwrap());
             Fixed(Some(Found { uid: uid.into(), deletion_timestamp }))
         };
-        let user = user_of(&claims, &pod("pod-uid", None), now).unwrap();
+        let user = user_of(&claims, &pod("pod-uid", None), now, "").unwrap();
         assert_eq!((user.username.as_str(), user.uid.as_str()), ("system:serviceaccount:ns:bot", "sa-uid"));
         assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
         assert_eq!(user.extra["authentication.kubernetes.io/credential-id"], ["JTI=id"]);
-        assert!(user_of(&claims, &pod("pod-uid", Some(-30)), now).is_ok());
+        assert!(user_of(&claims, &pod("pod-uid", Some(-30)), now, "").is_ok());
         for lookup in [pod("other", None), pod("pod-uid", Some(-90)), Fixed(None)] {
-            assert!(matches!(user_of(&claims, &lookup, now), Err(Error::Bound(_))));
+            assert!(matches!(user_of(&claims, &lookup, now, ""), Err(Error::Bound(_))));
+        }
+    }
+
+    #[test]
+    fn keys_that_were_in_use_before_still_verify() {
+        let clock = FakeClock::at(Timestamp::from_second(1_700_000_000).unwrap());
+        let (old, new) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let before = TokenSigner::new("https://old", &old, clock.clone());
+        let (token, _) = before.issue(bound(), &["api".into()], 600).unwrap();
+        let after = TokenSigner::new("https://new", &new, clock.clone());
+        assert!(matches!(after.verify(&token, &["api".into()]), Err(Error::Foreign)));
+        let after = after.with_former_issuer("https://old");
+        assert!(after.verify(&token, &["api".into()]).is_err());
+        let after = after.with_verification_keys(&old.public_key_pem()).unwrap();
+        assert!(after.verify(&token, &["api".into()]).is_ok());
+        let set = after.key_set();
+        assert_eq!(set["keys"].as_array().unwrap().len(), 2);
+        assert_eq!(set["keys"][1]["kid"], before.key_set()["keys"][0]["kid"]);
+    }
+
+    #[test]
+    fn tokens_of_secrets() {
+        struct Kept(SecretToken);
+        impl ServiceAccountLookup for Kept {
+            fn service_account(&self, _: &str, _: &str) -> Option<Found> {
+                Some(Found { uid: "sa-uid".into(), ..Found::default() })
+            }
+            fn pod(&self, _: &str, _: &str) -> Option<Found> {
+                None
+            }
+            fn secret(&self, _: &str, _: &str) -> Option<Found> {
+                Some(Found::default())
+            }
+            fn secret_token(&self, _: &str, _: &str) -> SecretToken {
+                self.0.clone()
+            }
+            fn node(&self, _: &str) -> Option<Found> {
+                None
+            }
+        }
+        let clock = FakeClock::at(Timestamp::from_second(1_700_000_000).unwrap());
+        let signer = TokenSigner::new("https://issuer", &KeyPair::generate().unwrap(), clock.clone());
+        let token = signer.issue_legacy("ns", &bound().serviceaccount, "s").unwrap();
+        let claims = signer.verify(&token, &["anything".into()]).unwrap();
+        let now = clock.now();
+        let user = user_of(&claims, &Kept(SecretToken::Is(token.clone())), now, &token).unwrap();
+        assert_eq!(user.username, "system:serviceaccount:ns:bot");
+        for kept in [SecretToken::None, SecretToken::Is("other".into()), SecretToken::Invalidated] {
+            assert!(matches!(user_of(&claims, &Kept(kept), now, &token), Err(Error::Bound(_))));
         }
     }
 

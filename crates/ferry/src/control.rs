@@ -100,6 +100,7 @@ impl ControlPlane {
             env.clock.clone(),
         ));
         let server = Server::new(apiserver::Config {
+            authorizers: Vec::new(),
             registry,
             authenticator,
             tokens,

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use meta::{Status, UserInfo};
 use registry::admit::AdmitAll;
 use registry::{Config, FieldValidation, Patch, Registry, Target, WriteOptions};
@@ -234,19 +236,23 @@ async fn what_the_server_fills_in() {
     assert_eq!(made["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
     let made = f.create("scheduling.k8s.io/priorityclasses", json!({"value": 1})).await.unwrap();
     assert_eq!(made["preemptionPolicy"], "PreemptLowerPriority");
-    let csr = json!({"spec": {"request": "AA==", "signerName": "a.example/b", "usages": ["client auth"], "username": "forged"}});
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::default();
+    let request = STANDARD.encode(params.serialize_request(&key).unwrap().pem().unwrap());
+    let chain = STANDARD.encode(params.self_signed(&key).unwrap().pem());
+    let csr = json!({"spec": {"request": request, "signerName": "a.example/b", "usages": ["client auth"], "username": "forged"}});
     let made = f.create("certificates.k8s.io/certificatesigningrequests", csr).await.unwrap();
     assert_eq!(made["spec"]["username"], "tester");
     // Approvals have a way of their own.
     let approve = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "r", "message": "m"}]}});
     let place = "certificates.k8s.io/certificatesigningrequests";
-    let after = f.patch(place, "status", approve.clone()).await.unwrap();
-    assert_eq!(after["status"]["conditions"], Value::Null);
+    let refused = f.patch(place, "status", approve.clone()).await.unwrap_err();
+    assert!(refused.message.contains("updates may not add a condition of type \"Approved\""), "{refused}");
     let after = f.patch(place, "approval", approve).await.unwrap();
     assert_eq!(after["status"]["conditions"][0]["type"], "Approved");
-    let after = f.patch(place, "status", json!({"status": {"certificate": "AAA="}})).await.unwrap();
+    let after = f.patch(place, "status", json!({"status": {"certificate": chain}})).await.unwrap();
     assert_eq!(
         (&after["status"]["certificate"], &after["status"]["conditions"][0]["type"]),
-        (&json!("AAA="), &json!("Approved"))
+        (&json!(chain), &json!("Approved"))
     );
 }

@@ -34,7 +34,8 @@ pub fn cases() -> Vec<Case> {
                 active(s, "concurrent", 2)?;
                 let jobs = s.list("jobs", "")?;
                 ensure!(jobs.iter().filter(|j| j["status"]["completionTime"].is_null()).count() == 2);
-                let stamp = &jobs[0]["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"];
+                let stamp =
+                    &jobs[0]["metadata"]["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"];
                 ensure!(stamp.as_str().is_some_and(|t| t.ends_with(":00Z")), "{stamp}");
                 s.delete("cronjobs", "concurrent", &DeleteParams::default())?;
                 Ok(())
@@ -97,9 +98,18 @@ fn operations(s: &Scope<'_>) -> anyhow::Result<()> {
     let version = created["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
     let mut watch = s.watch(
         "cronjobs",
-        &WatchParams { field_selector: "metadata.name=a".into(), resource_version: version, ..Default::default() },
+        &WatchParams {
+            field_selector: "metadata.name=a".into(),
+            resource_version: version,
+            ..Default::default()
+        },
     )?;
-    let patched = s.patch("cronjobs", "a", "", &Patch::Merge(json!({"metadata": {"annotations": {"patched": "true"}}})))?;
+    let patched = s.patch(
+        "cronjobs",
+        "a",
+        "",
+        &Patch::Merge(json!({"metadata": {"annotations": {"patched": "true"}}})),
+    )?;
     ensure!(patched["metadata"]["annotations"]["patched"] == "true");
     let mut object = s.get("cronjobs", "a")?;
     object["metadata"]["annotations"]["updated"] = "true".into();
@@ -110,9 +120,13 @@ fn operations(s: &Scope<'_>) -> anyhow::Result<()> {
     }
     let path = format!("/apis/batch/v1/namespaces/{}/cronjobs/a/status", s.namespace);
     let when = "2026-01-02T03:04:05Z";
-    let patch = json!({"metadata": {"annotations": {"patchedstatus": "true"}}, "status": {"lastScheduleTime": when}});
+    let patch =
+        json!({"metadata": {"annotations": {"patchedstatus": "true"}}, "status": {"lastScheduleTime": when}});
     let status = s.merge("cronjobs", "a", "status", patch)?;
-    ensure!(status["status"]["lastScheduleTime"] == when && status["metadata"]["annotations"]["patchedstatus"] == "true");
+    ensure!(
+        status["status"]["lastScheduleTime"] == when
+            && status["metadata"]["annotations"]["patchedstatus"] == "true"
+    );
     let mut status = s.path(&path)?;
     let later = "2026-01-03T03:04:05Z";
     status["status"]["lastScheduleTime"] = later.into();

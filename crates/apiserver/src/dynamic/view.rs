@@ -234,12 +234,14 @@ impl cel::Authorizer for Questions<'_> {
             namespace: &request.namespace,
             path: &request.path,
             resource_request: !request.resource.is_empty(),
+            field_selector: None,
+            label_selector: None,
         };
         match self.server.decide(&question) {
             Decision::Allow(reason) => {
                 cel::Decision { allowed: true, reason: reason.to_string(), error: String::new() }
             }
-            Decision::NoOpinion(reason) => {
+            Decision::NoOpinion(reason) | Decision::Deny(reason) => {
                 cel::Decision { allowed: false, reason: reason.to_string(), error: String::new() }
             }
         }

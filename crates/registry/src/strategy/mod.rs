@@ -3,6 +3,7 @@
 //! A strategy is small; everything else is the generic verbs' business. Kinds without an entry here get
 //! [`Plain`]: structural validation and nothing special.
 
+mod certificates;
 mod config;
 pub mod crd;
 pub mod custom;
@@ -190,7 +191,9 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("discovery.k8s.io", "EndpointSlice") => &config::EndpointSlice,
         ("scheduling.k8s.io", "PriorityClass") => &platform::PriorityClass,
         ("autoscaling", "HorizontalPodAutoscaler") => &platform::Autoscaler,
-        ("certificates.k8s.io", "CertificateSigningRequest") => &platform::SigningRequest,
+        ("certificates.k8s.io", "CertificateSigningRequest") => &certificates::SigningRequest,
+        ("certificates.k8s.io", "ClusterTrustBundle") => &certificates::TrustBundle,
+        ("certificates.k8s.io", "PodCertificateRequest") => &certificates::PodRequest,
         ("apiregistration.k8s.io", "APIService") => &platform::RegisteredApi,
         ("networking.k8s.io", "Ingress") => &platform::Ingress,
         ("", "Endpoints") | ("", "LimitRange") => &Upsert,

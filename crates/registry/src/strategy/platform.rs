@@ -1,10 +1,9 @@
-//! Small kinds of the platform: priorities, autoscalers, certificate requests, registered APIs, ingresses.
+//! Small kinds of the platform: priorities, autoscalers, registered APIs, ingresses.
 
-use meta::{FieldError, Status};
+use meta::FieldError;
 use serde_json::{Value, json};
 
-use super::{Context, Object, Strategy, child};
-use crate::allocate::Reservation;
+use super::{Object, Strategy, child};
 use crate::write::meta_text;
 
 /// Highest value of a priority that users may define.
@@ -76,82 +75,6 @@ impl Strategy for Autoscaler {
             }
             super::set_default(rules, "policies", policies);
         }
-    }
-}
-
-/// Strategy of CertificateSigningRequests: who asks is what the server saw, and nobody changes a request.
-pub struct SigningRequest;
-
-impl Strategy for SigningRequest {
-    fn prepare_create(
-        &self,
-        context: &Context<'_>,
-        object: &mut Object,
-    ) -> Result<Option<Reservation>, Status> {
-        let spec = child(object, "spec");
-        let user = serde_json::to_value(context.user).unwrap_or_default();
-        for member in ["username", "uid", "groups", "extra"] {
-            spec.remove(member);
-            match user.get(member) {
-                None | Some(Value::Null) => {}
-                Some(Value::String(s)) if s.is_empty() => {}
-                Some(Value::Array(a)) if a.is_empty() => {}
-                Some(Value::Object(o)) if o.is_empty() => {}
-                Some(value) => drop(spec.insert(member.into(), value.clone())),
-            }
-        }
-        object.remove("status");
-        Ok(None)
-    }
-
-    fn prepare_update(
-        &self,
-        _: &Context<'_>,
-        subresource: &str,
-        new: &mut Object,
-        old: &Object,
-    ) -> Result<Option<Reservation>, Status> {
-        if let Some(spec) = old.get("spec") {
-            new.insert("spec".into(), spec.clone());
-        }
-        let decides = |c: &Value| c["type"] == "Approved" || c["type"] == "Denied";
-        let conditions = |object: &Object| -> Vec<Value> {
-            let list = object.get("status").and_then(|s| s["conditions"].as_array().cloned());
-            list.unwrap_or_default()
-        };
-        // Decisions come through `approval` only, everything else through `status`.
-        match subresource {
-            "approval" => {
-                let decided = conditions(new);
-                let status = old.get("status").cloned().unwrap_or_else(|| json!({}));
-                new.insert("status".into(), status);
-                child(new, "status").insert("conditions".into(), Value::Array(decided));
-            }
-            "status" => {
-                let kept: Vec<Value> = conditions(old).into_iter().filter(decides).collect();
-                let mut all: Vec<Value> = conditions(new).into_iter().filter(|c| !decides(c)).collect();
-                all.splice(0..0, kept);
-                let status = child(new, "status");
-                status.remove("conditions");
-                if !all.is_empty() {
-                    status.insert("conditions".into(), Value::Array(all));
-                }
-            }
-            _ => {}
-        }
-        Ok(None)
-    }
-
-    fn validate_status(&self, new: &Object, old: &Object) -> Vec<FieldError> {
-        let certificate = |o: &Object| o.get("status").map(|s| s["certificate"].clone()).unwrap_or_default();
-        let (now, before) = (certificate(new), certificate(old));
-        if !before.is_null() && now != before {
-            return vec![FieldError::forbidden(
-                "status.certificate",
-                "updates may not change a certificate once set",
-            )];
-        }
-        Vec::new()
     }
 }
 
