@@ -86,7 +86,7 @@ fn with_class(name: &str) -> Value {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
-    [environments(), paths(), probes(), classes(), objects()].concat()
+    [environments(), kernels(), paths(), probes(), classes(), objects()].concat()
 }
 
 fn environments() -> Vec<Case> {
@@ -162,6 +162,11 @@ fn environments() -> Vec<Case> {
             name: "[sig-node] Variable Expansion should allow substituting values in a container's args [NodeConformance] [Conformance]",
             run: |s| expansion(s, "args"),
         },
+    ]
+}
+
+fn kernels() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-node] Security Context should support pod.Spec.SecurityContext.RunAsUser And pod.Spec.SecurityContext.RunAsGroup [LinuxOnly] [Conformance]",
             run: |s| {

@@ -143,7 +143,7 @@ fn generation(p: &Value) -> i64 {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
-    [resizes(), generations(), hooks(), statuses()].concat()
+    [resizes(), refused_resizes(), generations(), hooks(), statuses(), ends()].concat()
 }
 
 fn resizes() -> Vec<Case> {
@@ -196,57 +196,60 @@ fn resizes() -> Vec<Case> {
                 resize(s, &[both("20m", "30Mi")], &[both("30m", "40Mi")], true)
             },
         },
-        Case {
-            name: "Ferry: a resize that does not fit says why and happens when there is room",
-            run: |s| {
-                s.ready(stays("big", |spec| {
-                    spec["containers"][0]["resources"] = resources("20m", "20Mi", None);
-                }))?;
-                let ask = |cpu: &str| {
-                    let list = json!([{"name": "main", "resources": {"requests": {"cpu": cpu}}}]);
-                    s.patch(
-                        "pods",
-                        "big",
-                        "resize",
-                        &client::Patch::Strategic(json!({"spec": {"containers": list}})),
-                    )
-                };
-                ask("10000")?;
-                let says = |reason: &'static str| {
-                    move |p: &Value| {
-                        let all = p["status"]["conditions"].as_array().cloned().unwrap_or_default();
-                        all.iter().any(|c| {
-                            c["type"] == "PodResizePending"
-                                && c["reason"] == reason
-                                && c["message"].as_str().is_some_and(|m| m.contains("cpu"))
-                        })
-                    }
-                };
-                let p = s.wait_any("pods", "big", "a refusal", says("Infeasible"))?;
-                ensure!(
-                    p["status"]["containerStatuses"][0]["resources"]["requests"]["cpu"] == "20m",
-                    "{}",
-                    p["status"]
-                );
-                ask("30m")?;
-                s.wait_any("pods", "big", "room", |p| {
-                    p["status"]["containerStatuses"][0]["resources"]["requests"]["cpu"] == "30m"
-                        && !condition(p, "PodResizePending")
-                })?;
-                let removed = s.patch(
+    ]
+}
+
+fn refused_resizes() -> Vec<Case> {
+    vec![Case {
+        name: "Ferry: a resize that does not fit says why and happens when there is room",
+        run: |s| {
+            s.ready(stays("big", |spec| {
+                spec["containers"][0]["resources"] = resources("20m", "20Mi", None);
+            }))?;
+            let ask = |cpu: &str| {
+                let list = json!([{"name": "main", "resources": {"requests": {"cpu": cpu}}}]);
+                s.patch(
                     "pods",
                     "big",
                     "resize",
-                    &client::Patch::Json(json!([
-                    {"op": "remove", "path": "/spec/containers/0/resources/requests/cpu"}])),
-                );
-                has(
-                    &removed.err().map(|e| e.to_string()).unwrap_or_default(),
-                    &["resource requests cannot be removed"],
+                    &client::Patch::Strategic(json!({"spec": {"containers": list}})),
                 )
-            },
+            };
+            ask("10000")?;
+            let says = |reason: &'static str| {
+                move |p: &Value| {
+                    let all = p["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                    all.iter().any(|c| {
+                        c["type"] == "PodResizePending"
+                            && c["reason"] == reason
+                            && c["message"].as_str().is_some_and(|m| m.contains("cpu"))
+                    })
+                }
+            };
+            let p = s.wait_any("pods", "big", "a refusal", says("Infeasible"))?;
+            ensure!(
+                p["status"]["containerStatuses"][0]["resources"]["requests"]["cpu"] == "20m",
+                "{}",
+                p["status"]
+            );
+            ask("30m")?;
+            s.wait_any("pods", "big", "room", |p| {
+                p["status"]["containerStatuses"][0]["resources"]["requests"]["cpu"] == "30m"
+                    && !condition(p, "PodResizePending")
+            })?;
+            let removed = s.patch(
+                "pods",
+                "big",
+                "resize",
+                &client::Patch::Json(json!([
+                    {"op": "remove", "path": "/spec/containers/0/resources/requests/cpu"}])),
+            );
+            has(
+                &removed.err().map(|e| e.to_string()).unwrap_or_default(),
+                &["resource requests cannot be removed"],
+            )
         },
-    ]
+    }]
 }
 
 fn guaranteed(s: &Scope<'_>, after: [(&str, &str); 3]) -> anyhow::Result<()> {
@@ -431,6 +434,11 @@ fn statuses() -> Vec<Case> {
                 s.wait_gone("pods", "p")
             },
         },
+    ]
+}
+
+fn ends() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-node] Container Runtime blackbox test when starting a container that exits should run with the expected status [NodeConformance] [Conformance]",
             run: |s| {

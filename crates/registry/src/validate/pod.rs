@@ -696,7 +696,7 @@ fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
                 }
                 if was.iter().any(|name| !is.contains(name)) {
                     let why = format!("resource {kind} cannot be removed");
-                    errors.push(FieldError::forbidden(&format!("{at}.{kind}"), &why));
+                    errors.push(FieldError::forbidden(format!("{at}.{kind}"), &why));
                 }
             }
         }
