@@ -15,6 +15,7 @@ mod pod_env;
 mod pod_life;
 mod quota;
 mod schedules;
+mod services;
 mod statefulset;
 mod storage;
 mod volumes;
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
         admission::cases(),
         operations::cases(),
         pod_env::cases(),
+        services::cases(),
         volumes::cases(),
         pod_life::cases(),
         statefulset::cases(),
