@@ -73,18 +73,6 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
-            name: "[sig-apps] DisruptionController Listing PodDisruptionBudgets for all namespaces should list and delete a collection of PodDisruptionBudgets [Conformance]",
-            run: |s| {
-                for name in ["foo", "foo2"] {
-                    s.create("poddisruptionbudgets", budget(name, json!({"minAvailable": 2})))?;
-                }
-                let all = s.path("/apis/policy/v1/poddisruptionbudgets")?;
-                ensure!(all["items"].as_array().is_some_and(|items| items.len() >= 2));
-                s.delete_all("poddisruptionbudgets", "set=s")?;
-                ["foo", "foo2"].iter().try_for_each(|name| s.wait_gone("poddisruptionbudgets", name))
-            },
-        },
-        Case {
             name: "[sig-apps] DisruptionController should observe PodDisruptionBudget status updated [Conformance]",
             run: |s| {
                 s.create("poddisruptionbudgets", budget("foo", json!({"minAvailable": 1})))?;
@@ -92,7 +80,9 @@ pub fn cases() -> Vec<Case> {
                     s.ready(foo(name))?;
                 }
                 observed(s, "foo", "two disruptions", |status| {
-                    status["disruptionsAllowed"] == 2 && status["currentHealthy"] == 3 && status["expectedPods"] == 3
+                    status["disruptionsAllowed"] == 2
+                        && status["currentHealthy"] == 3
+                        && status["expectedPods"] == 3
                 })
                 .map(drop)
             },
@@ -103,14 +93,18 @@ pub fn cases() -> Vec<Case> {
                 s.create("poddisruptionbudgets", budget("foo", json!({"minAvailable": 1})))?;
                 s.ready(foo("a"))?;
                 observed(s, "foo", "a healthy pod", |status| status["currentHealthy"] == 1)?;
-                let path = format!("/apis/policy/v1/namespaces/{}/poddisruptionbudgets/foo/status", s.namespace);
+                let path =
+                    format!("/apis/policy/v1/namespaces/{}/poddisruptionbudgets/foo/status", s.namespace);
                 let mut object = s.path(&path)?;
                 object["status"]["disruptedPods"] = json!({"a": "2126-01-01T00:00:00Z"});
                 let put = s.send(http::Method::PUT, &path, &object)?;
                 ensure!(put["status"]["disruptedPods"]["a"] == "2126-01-01T00:00:00Z", "{put}");
                 let patch = json!({"status": {"disruptedPods": {"a": null}}});
                 let patched = s.merge("poddisruptionbudgets", "foo", "status", patch)?;
-                ensure!(patched["status"].get("disruptedPods").is_none_or(|p| p.get("a").is_none()), "{patched}");
+                ensure!(
+                    patched["status"].get("disruptedPods").is_none_or(|p| p.get("a").is_none()),
+                    "{patched}"
+                );
                 Ok(())
             },
         },
@@ -133,7 +127,9 @@ pub fn cases() -> Vec<Case> {
                 let patch = json!({"spec": {"minAvailable": null, "maxUnavailable": 0}});
                 s.merge("poddisruptionbudgets", "foo", "", patch)?;
                 observed(s, "foo", "no room", |status| {
-                    status["disruptionsAllowed"] == 0 && status["expectedPods"] == 3 && status["desiredHealthy"] == 3
+                    status["disruptionsAllowed"] == 0
+                        && status["expectedPods"] == 3
+                        && status["desiredHealthy"] == 3
                 })?;
                 let left = s.list("pods", "foo=bar")?;
                 let running = left.iter().find(|p| p["metadata"]["deletionTimestamp"].is_null());

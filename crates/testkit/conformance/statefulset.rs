@@ -91,9 +91,7 @@ fn running() -> Vec<Case> {
                 ready(s, "ss", 3)?;
                 let starts: Vec<String> = ["ss-0", "ss-1", "ss-2"]
                     .iter()
-                    .map(|name| {
-                        Ok(s.get("pods", name)?["metadata"]["creationTimestamp"].to_string())
-                    })
+                    .map(|name| Ok(s.get("pods", name)?["metadata"]["creationTimestamp"].to_string()))
                     .collect::<anyhow::Result<_>>()?;
                 ensure!(starts.is_sorted(), "{starts:?}");
                 readiness(s, "ss-0", false)?;
@@ -111,7 +109,10 @@ fn running() -> Vec<Case> {
         Case {
             name: "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Burst scaling should run to completion even with unhealthy pods [Slow] [Conformance]",
             run: |s| {
-                s.create("statefulsets", set("ss", 1, |spec| spec["podManagementPolicy"] = "Parallel".into()))?;
+                s.create(
+                    "statefulsets",
+                    set("ss", 1, |spec| spec["podManagementPolicy"] = "Parallel".into()),
+                )?;
                 ready(s, "ss", 1)?;
                 readiness(s, "ss-0", false)?;
                 scale(s, "ss", 3)?;
@@ -136,7 +137,8 @@ fn running() -> Vec<Case> {
                 let second = updated(s, "ss2", 3)?;
                 let (new, _) = revisions(&second);
                 ensure!(new != old && pod_revisions(s, "ss2")?.iter().all(|r| r == new));
-                let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "env": null}]}}}});
+                let patch =
+                    json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "env": null}]}}}});
                 s.patch("statefulsets", "ss2", "", &Patch::Strategic(patch))?;
                 s.wait_any("statefulsets", "ss2", "the way back", |v| revisions(v).1 == old)?;
                 let third = updated(s, "ss2", 3)?;
@@ -160,12 +162,18 @@ fn running() -> Vec<Case> {
                     spec["containers"][0]["ports"] = port.clone();
                 });
                 s.ready(holder)?;
-                s.create("statefulsets", set("ss", 1, |spec| {
-                    spec["template"]["spec"]["nodeName"] = node.clone();
-                    spec["template"]["spec"]["containers"][0]["ports"] = port.clone();
-                }))?;
-                let failed = s.wait_any("pods", "ss-0", "its refusal", |p| p["status"]["phase"] == "Failed")?;
-                s.wait_any("pods", "ss-0", "another try", |p| p["metadata"]["uid"] != failed["metadata"]["uid"])?;
+                s.create(
+                    "statefulsets",
+                    set("ss", 1, |spec| {
+                        spec["template"]["spec"]["nodeName"] = node.clone();
+                        spec["template"]["spec"]["containers"][0]["ports"] = port.clone();
+                    }),
+                )?;
+                let failed =
+                    s.wait_any("pods", "ss-0", "its refusal", |p| p["status"]["phase"] == "Failed")?;
+                s.wait_any("pods", "ss-0", "another try", |p| {
+                    p["metadata"]["uid"] != failed["metadata"]["uid"]
+                })?;
                 s.delete("pods", "holder", &DeleteParams::default())?;
                 s.wait_any("pods", "ss-0", "a run", |p| p["status"]["phase"] == "Running").map(drop)
             },
@@ -175,9 +183,12 @@ fn running() -> Vec<Case> {
 
 fn canary(s: &Scope<'_>) -> anyhow::Result<()> {
     let partition = |n: u32| json!({"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": n}}}});
-    s.create("statefulsets", set("ss2", 3, |spec| {
-        spec["updateStrategy"] = partition(3)["spec"]["updateStrategy"].clone();
-    }))?;
+    s.create(
+        "statefulsets",
+        set("ss2", 3, |spec| {
+            spec["updateStrategy"] = partition(3)["spec"]["updateStrategy"].clone();
+        }),
+    )?;
     let first = ready(s, "ss2", 3)?;
     let old = revisions(&first).0.to_owned();
     image(s, "ss2", "two")?;
@@ -233,7 +244,9 @@ fn api() -> Vec<Case> {
                 let patch = json!({"metadata": {"labels": {"test-ss": "patched"}}, "spec": {"replicas": 2,
                     "template": {"spec": {"terminationGracePeriodSeconds": 2, "containers": [{"name": "main", "env": [{"name": "A", "value": "b"}]}]}}}});
                 let patched = s.patch("statefulsets", "test-ss", "", &Patch::Strategic(patch))?;
-                ensure!(patched["spec"]["replicas"] == 2 && patched["metadata"]["labels"]["test-ss"] == "patched");
+                ensure!(
+                    patched["spec"]["replicas"] == 2 && patched["metadata"]["labels"]["test-ss"] == "patched"
+                );
                 ensure!(patched["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 2);
                 ready(s, "test-ss", 2)?;
                 ensure!(s.list("statefulsets", "test-ss=patched")?.len() == 1);
