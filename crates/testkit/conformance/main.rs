@@ -12,9 +12,11 @@ mod network;
 mod node;
 mod operations;
 mod quota;
+mod records;
 mod schedules;
 mod statefulset;
 mod storage;
+mod workloads;
 
 fn main() -> std::process::ExitCode {
     let groups = [
@@ -33,6 +35,8 @@ fn main() -> std::process::ExitCode {
         statefulset::cases(),
         schedules::cases(),
         disruption::cases(),
+        workloads::cases(),
+        records::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }
