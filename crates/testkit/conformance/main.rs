@@ -3,6 +3,7 @@
 mod admission;
 mod api;
 mod cli;
+mod commands;
 mod crd;
 mod crd_fields;
 mod crd_openapi;
@@ -37,6 +38,8 @@ fn main() -> std::process::ExitCode {
         disruption::cases(),
         workloads::cases(),
         records::cases(),
+        commands::cases(),
+        commands::network_cases(),
     ];
     testkit::runner::main(&groups.concat())
 }

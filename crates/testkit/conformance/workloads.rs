@@ -294,10 +294,8 @@ fn controllers() -> Vec<Case> {
                     json!({"metadata": {"labels": {"test-rc": "patched"}}}),
                 )?;
                 let patch = json!({"metadata": {"annotations": {"a": "b"}}, "status": {"readyReplicas": 0}});
-                ensure!(
-                    s.merge("replicationcontrollers", "rc", "status", patch)?["status"]["readyReplicas"]
-                        .is_null()
-                );
+                let patched = s.merge("replicationcontrollers", "rc", "status", patch)?;
+                ensure!(patched["status"]["readyReplicas"].as_u64().unwrap_or(0) == 0, "{patched}");
                 s.merge("replicationcontrollers", "rc", "scale", json!({"spec": {"replicas": 2}}))?;
                 let mut rc = ready(s, "replicationcontrollers", "rc", 2)?;
                 rc["metadata"].as_object_mut().map(|m| m.remove("resourceVersion"));
