@@ -165,10 +165,12 @@ fn build(context: &Context) -> Controller {
     });
     this.quotas.store().add_index(BY_NAMESPACE, |q| vec![q.namespace.to_string()]);
     let to = queue.clone();
-    this.quotas.on_event(move |event| {
-        if !matches!(event, Event::Deleted(_)) {
-            to.add(event.object().cache_key());
-        }
+    let spec = |limits: &Limits| limits.value.get("spec").cloned();
+    this.quotas.on_event(move |event| match event {
+        Event::Deleted(_) => {}
+        // Charged at admission: what was charged for may not be in the caches yet and must not be given back.
+        Event::Updated { old, new } if spec(old) == spec(new) => to.add_after(new.cache_key(), SETTLE),
+        _ => to.add(event.object().cache_key()),
     });
     Controller::new(queue, Arc::new(Shared(this.clone())), WORKERS).after(&this.quotas)
 }

@@ -33,7 +33,7 @@ pub fn json_patch(target: &mut Value, patch: &[u8]) -> Result<(), Status> {
                 )));
             }
         }
-        json_patch::patch(target, std::slice::from_ref(operation)).map_err(|e| rejected(&e.to_string()))?;
+        json_patch::patch(target, std::slice::from_ref(operation)).map_err(|_| rejected())?;
     }
     Ok(())
 }
@@ -42,19 +42,14 @@ fn too_large(why: &str) -> Status {
     Status::new(413, crate::Reason::RequestEntityTooLarge, format!("Request entity too large: {why}"))
 }
 
-/// A patch that is well-formed but does not apply.
-fn rejected(why: &str) -> Status {
+/// A patch that is well-formed but does not apply. Clients are not told why: an API server never did.
+fn rejected() -> Status {
     let mut status = Status::new(
         422,
         crate::Reason::Invalid,
         "the server rejected our request due to an error in our request",
     );
-    let cause = crate::status::Cause {
-        reason: "UnexpectedServerResponse".into(),
-        message: why.into(),
-        field: String::new(),
-    };
-    status.details = Some(Box::new(crate::status::Details { causes: vec![cause], ..Default::default() }));
+    status.details = Some(Box::new(crate::status::Details::default()));
     status
 }
 

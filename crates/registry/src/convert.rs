@@ -132,6 +132,20 @@ const EVENT: &[(&str, &str)] = &[
     ("reportingComponent", "reportingController"),
 ];
 
+/// What a field of the version of `def` is called in what is stored: selectors are judged there.
+pub fn stored_field(def: &ResourceDef, field: &str) -> String {
+    let (first, rest) = field.split_once('.').map_or((field, None), |(first, rest)| (first, Some(rest)));
+    let renamed = match (def.stored_as.is_some(), &*def.group, &*def.kind) {
+        (true, "events.k8s.io", "Event") => EVENT.iter().find(|(_, shown)| *shown == first),
+        _ => None,
+    };
+    match (renamed, rest) {
+        (None, _) => field.to_owned(),
+        (Some((stored, _)), None) => (*stored).to_owned(),
+        (Some((stored, _)), Some(rest)) => format!("{stored}.{rest}"),
+    }
+}
+
 fn rename(object: &mut Map<String, Value>, names: &[(&str, &str)], forward: bool) {
     for (stored, shown) in names {
         let (from, to) = if forward { (*stored, *shown) } else { (*shown, *stored) };
@@ -194,6 +208,9 @@ mod tests {
         let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "note": "n", "regarding": {"name": "p"}});
         let stored = builtin_to_storage(def, into_map(event.clone()));
         assert_eq!(stored["message"], "n");
+        assert_eq!(stored_field(def, "regarding.name"), "involvedObject.name");
+        assert_eq!(stored_field(def, "reportingController"), "reportingComponent");
+        assert_eq!(stored_field(def, "reason"), "reason");
         assert_eq!(stored["apiVersion"], "v1");
         assert_eq!(Value::Object(builtin_from_storage(def, stored)), event);
     }

@@ -101,6 +101,7 @@ impl ListOptions {
                 }));
             }
         }
+        fields.0.iter_mut().for_each(|r| r.field = crate::convert::stored_field(def, &r.field));
         if !name.is_empty() {
             fields.0.push(meta::selector::FieldRequirement {
                 field: "metadata.name".into(),

@@ -73,18 +73,6 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
-            name: "[sig-apps] DisruptionController Listing PodDisruptionBudgets for all namespaces should list and delete a collection of PodDisruptionBudgets [Conformance]",
-            run: |s| {
-                for name in ["foo", "foo2"] {
-                    s.create("poddisruptionbudgets", budget(name, json!({"minAvailable": 2})))?;
-                }
-                let all = s.path("/apis/policy/v1/poddisruptionbudgets")?;
-                ensure!(all["items"].as_array().is_some_and(|items| items.len() >= 2));
-                s.delete_all("poddisruptionbudgets", "set=s")?;
-                ["foo", "foo2"].iter().try_for_each(|name| s.wait_gone("poddisruptionbudgets", name))
-            },
-        },
-        Case {
             name: "[sig-apps] DisruptionController should observe PodDisruptionBudget status updated [Conformance]",
             run: |s| {
                 s.create("poddisruptionbudgets", budget("foo", json!({"minAvailable": 1})))?;

@@ -3,6 +3,7 @@
 mod admission;
 mod api;
 mod cli;
+mod commands;
 mod crd;
 mod crd_fields;
 mod crd_openapi;
@@ -14,11 +15,13 @@ mod operations;
 mod pod_env;
 mod pod_life;
 mod quota;
+mod records;
 mod schedules;
 mod services;
 mod statefulset;
 mod storage;
 mod volumes;
+mod workloads;
 
 fn main() -> std::process::ExitCode {
     let groups = [
@@ -41,6 +44,10 @@ fn main() -> std::process::ExitCode {
         statefulset::cases(),
         schedules::cases(),
         disruption::cases(),
+        workloads::cases(),
+        records::cases(),
+        commands::cases(),
+        commands::network_cases(),
     ];
     testkit::runner::main(&groups.concat())
 }

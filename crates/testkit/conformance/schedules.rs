@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use client::{DeleteParams, EventKind, Patch, WatchParams};
+use client::DeleteParams;
 use serde_json::{Value, json};
 use testkit::pods::container;
 use testkit::{Case, Scope};
@@ -77,65 +77,5 @@ pub fn cases() -> Vec<Case> {
                 s.wait_gone("jobs", first.as_str().unwrap_or_default())
             },
         },
-        Case {
-            name: "[sig-apps] CronJob should support CronJob API operations [Conformance]",
-            run: |s| operations(s),
-        },
     ]
-}
-
-fn operations(s: &Scope<'_>) -> anyhow::Result<()> {
-    // Once a year: nothing runs meanwhile.
-    let template = |name: &str| cron(name, "0 0 1 1 *", "Allow", 1);
-    let created = s.create("cronjobs", template("a"))?;
-    s.create("cronjobs", template("b"))?;
-    let mut other = template("c");
-    other["metadata"]["labels"]["special-label"] = "a".into();
-    s.create("cronjobs", other)?;
-    let all = s.path("/apis/batch/v1/cronjobs")?;
-    ensure!(all["items"].as_array().is_some_and(|items| items.len() >= 3));
-    ensure!(s.list("cronjobs", "special-label=a")?.len() == 2);
-    let version = created["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-    let mut watch = s.watch(
-        "cronjobs",
-        &WatchParams {
-            field_selector: "metadata.name=a".into(),
-            resource_version: version,
-            ..Default::default()
-        },
-    )?;
-    let patched = s.patch(
-        "cronjobs",
-        "a",
-        "",
-        &Patch::Merge(json!({"metadata": {"annotations": {"patched": "true"}}})),
-    )?;
-    ensure!(patched["metadata"]["annotations"]["patched"] == "true");
-    let mut object = s.get("cronjobs", "a")?;
-    object["metadata"]["annotations"]["updated"] = "true".into();
-    s.update("cronjobs", &object)?;
-    for expected in ["patched", "updated"] {
-        let (kind, seen) = s.next(&mut watch)?;
-        ensure!(kind == EventKind::Modified && seen["metadata"]["annotations"][expected] == "true", "{seen}");
-    }
-    let path = format!("/apis/batch/v1/namespaces/{}/cronjobs/a/status", s.namespace);
-    let when = "2026-01-02T03:04:05Z";
-    let patch =
-        json!({"metadata": {"annotations": {"patchedstatus": "true"}}, "status": {"lastScheduleTime": when}});
-    let status = s.merge("cronjobs", "a", "status", patch)?;
-    ensure!(
-        status["status"]["lastScheduleTime"] == when
-            && status["metadata"]["annotations"]["patchedstatus"] == "true"
-    );
-    let mut status = s.path(&path)?;
-    let later = "2026-01-03T03:04:05Z";
-    status["status"]["lastScheduleTime"] = later.into();
-    let put = s.send(http::Method::PUT, &path, &status)?;
-    ensure!(put["status"]["lastScheduleTime"] == later, "{put}");
-    s.delete("cronjobs", "a", &DeleteParams::default())?;
-    s.wait_gone("cronjobs", "a")?;
-    s.delete_all("cronjobs", "special-label=a")?;
-    s.wait_gone("cronjobs", "c")?;
-    ensure!(s.list("cronjobs", "")?.len() == 1);
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! `cargo xtask test`: what a fresh machine lacks, then formatting, lints, tidiness and every test.
 
+use std::path::{Path, PathBuf};
+
 use crate::shell::{self, has, run_with};
 use crate::tidy;
 
@@ -12,11 +14,20 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("curl", "curl"),
     ("kubectl", "kubernetes-client"),
+    ("python3", "python3-venv"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
 ];
+
+/// Clients in Python that must work, from the package index.
+const PYTHON: &[&str] = &["kubernetes", "kopf", "kr8s"];
+/// Clients in JavaScript that must work, from the package registry: the newest for Debian's Node.js.
+const JAVASCRIPT: &[&str] = &["@kubernetes/client-node@1"];
 
 /// Installs and runs everything.
 pub fn run() -> anyhow::Result<()> {
     install()?;
+    install_clients()?;
     shell::run("cargo", &["fmt", "--all", "--check"])?;
     tidy::run(false)?;
     shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
@@ -38,4 +49,26 @@ fn install() -> anyhow::Result<()> {
     let arguments: Vec<&str> =
         ["install", "-y", "-qq", "--no-install-recommends"].into_iter().chain(missing).collect();
     run_with("apt-get", &arguments, &quiet)
+}
+
+/// Installs clients in other languages into a directory beside the build, once.
+fn install_clients() -> anyhow::Result<()> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let clients = target.join("clients");
+    let venv = clients.join("venv");
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    if !venv.join("bin/kopf").is_file() {
+        shell::run("python3", &["-m", "venv", &text(&venv)])?;
+        let arguments: Vec<&str> = ["install", "--quiet"].into_iter().chain(PYTHON.iter().copied()).collect();
+        shell::run(&text(&venv.join("bin/pip")), &arguments)?;
+    }
+    if !clients.join("node_modules/@kubernetes/client-node").is_dir() {
+        let prefix = text(&clients);
+        let arguments: Vec<&str> = ["install", "--silent", "--no-audit", "--no-fund", "--prefix", &prefix]
+            .into_iter()
+            .chain(JAVASCRIPT.iter().copied())
+            .collect();
+        shell::run("npm", &arguments)?;
+    }
+    Ok(())
 }
