@@ -7,6 +7,7 @@ mod crd;
 mod crd_fields;
 mod crd_openapi;
 mod crd_rules;
+mod machinery;
 mod network;
 mod node;
 mod operations;
@@ -27,6 +28,7 @@ fn main() -> std::process::ExitCode {
         quota::cases(),
         admission::cases(),
         operations::cases(),
+        machinery::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }
