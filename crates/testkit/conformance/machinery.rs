@@ -111,12 +111,9 @@ fn namespace_finalizer(s: &Scope<'_>) -> anyhow::Result<()> {
     let path = format!("/api/v1/namespaces/{}", s.namespace);
     let mut namespace = s.path(&path)?;
     let finalizers = namespace["spec"]["finalizers"].as_array().cloned().unwrap_or_default();
-    namespace["spec"]["finalizers"] = json!(
-        [finalizers, vec![json!("e2e.example.com/fakeFinalizer")]]
-            .iter()
-            .flat_map(|l| l.as_array().cloned().unwrap_or_default())
-            .collect::<Vec<_>>()
-    );
+    let mut more = finalizers.clone();
+    more.push("e2e.example.com/fakeFinalizer".into());
+    namespace["spec"]["finalizers"] = more.into();
     let with = s.send(Method::PUT, &format!("{path}/finalize"), &namespace)?;
     has(&with["spec"].to_string(), &["fakeFinalizer"])?;
     let mut without = with;
