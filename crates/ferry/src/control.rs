@@ -108,7 +108,7 @@ impl ControlPlane {
             random: env.random.clone(),
             shutdown: env.cancel.child_token(),
             limits: options.serving.limits(),
-            audit: options.serving.audit()?,
+            audit: options.serving.audit(&env.clock)?,
             front_proxy: Some(front_proxy(env, &pki)?),
         });
 

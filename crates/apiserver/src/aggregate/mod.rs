@@ -28,8 +28,11 @@ pub struct FrontProxy {
     /// PEM of the authority of client certificates.
     pub client_ca_pem: String,
     /// TLS towards a server that these authorities (PEM) have signed, or towards any.
-    pub tls: Box<dyn Fn(&[u8], bool) -> Result<Arc<ClientConfig>, String> + Send + Sync>,
+    pub tls: Box<MakeTls>,
 }
+
+/// Makes the TLS towards a server; the sentence says why that is impossible.
+pub type MakeTls = dyn Fn(&[u8], bool) -> Result<Arc<ClientConfig>, String> + Send + Sync;
 
 /// One group version that another server serves.
 pub struct Remote {
