@@ -1,5 +1,7 @@
 //! Bodies and answers: the shapes every handler returns.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +24,65 @@ pub const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// A body of one piece.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Bytes that leave a long body at once.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// A list as a stream: its items' bytes are shared with the cache and copied piece by piece, so that an answer
+/// needs the memory of one piece, however long it is.
+struct Listed {
+    head: Bytes,
+    items: std::vec::IntoIter<Bytes>,
+    first: bool,
+    left: u64,
+}
+
+/// What stands behind the items.
+const TAIL: &[u8] = b"]}";
+
+/// A body of `head`, `items` with commas between them, and the end of a list.
+pub fn list(head: Bytes, items: Vec<Bytes>) -> Body {
+    let commas = items.len().saturating_sub(1);
+    let left = head.len() + items.iter().map(Bytes::len).sum::<usize>() + commas + TAIL.len();
+    Listed { head, items: items.into_iter(), first: true, left: left as u64 }.boxed_unsync()
+}
+
+impl http_body::Body for Listed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, BoxError>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let mut piece =
+            BytesMut::with_capacity(PIECE_BYTES.min(usize::try_from(self.left).unwrap_or(PIECE_BYTES)));
+        piece.extend_from_slice(&std::mem::take(&mut self.head));
+        while piece.len() < PIECE_BYTES {
+            let Some(item) = self.items.next() else {
+                piece.extend_from_slice(TAIL);
+                break;
+            };
+            if !std::mem::take(&mut self.first) {
+                piece.extend_from_slice(b",");
+            }
+            piece.extend_from_slice(&item);
+        }
+        self.left = self.left.saturating_sub(piece.len() as u64);
+        Poll::Ready(Some(Ok(http_body::Frame::data(piece.freeze()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.left)
+    }
 }
 
 /// Longest time a request body may take to arrive (upstream's limit of a whole request).
@@ -112,6 +173,25 @@ mod tests {
     use super::*;
     use futures_util::stream;
     use http_body_util::StreamBody;
+
+    #[tokio::test]
+    async fn lists_stream_in_pieces_and_know_their_length() {
+        for n in [0, 1, 3, 5000] {
+            let items: Vec<Bytes> =
+                (0..n).map(|i| Bytes::from(format!("{{\"n\":{i},\"x\":\"{}\"}}", "y".repeat(100)))).collect();
+            let mut body = list(Bytes::from_static(b"{\"items\":["), items);
+            let size = http_body::Body::size_hint(&body).exact().unwrap();
+            let (mut all, mut largest) = (Vec::new(), 0);
+            while let Some(frame) = body.frame().await {
+                let data = frame.unwrap().into_data().unwrap();
+                largest = largest.max(data.len());
+                all.extend_from_slice(&data);
+            }
+            let value: Value = serde_json::from_slice(&all).unwrap();
+            assert_eq!((value["items"].as_array().unwrap().len(), all.len() as u64), (n, size));
+            assert!(largest < PIECE_BYTES + 200);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn slow_and_large_bodies_are_refused() {

@@ -67,6 +67,7 @@ pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
     ensure(server, "", "configmaps", since).await?;
     own_service(server, addresses).await?;
     crate::flow::run(server).await?;
+    crate::aggregate::run(server).await?;
     server.ready.store(true, Ordering::Release);
     Ok(())
 }
@@ -135,6 +136,28 @@ pub(crate) async fn ensure(
         Ok(_) => Ok(None),
         Err(e) if e.is_already_exists() => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+/// Deletes an object as the server.
+pub(crate) async fn remove(
+    server: &Server,
+    def: &registry::ResourceDef,
+    namespace: &str,
+    name: &str,
+) -> Result<(), Status> {
+    let user = UserInfo::authenticated("system:apiserver", &["system:masters"]);
+    let options = WriteOptions {
+        user: &user,
+        dry_run: false,
+        field_manager: "ferry".into(),
+        field_validation: FieldValidation::Ignore,
+        force: false,
+    };
+    let target = Target { def, namespace, name, subresource: "" };
+    match server.registry.delete(target, &registry::DeleteOptions::default(), &options, &AdmitAll).await {
+        Err(e) if !e.is_not_found() => Err(e),
+        _ => Ok(()),
     }
 }
 

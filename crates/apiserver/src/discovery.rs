@@ -10,6 +10,7 @@ use registry::resource::subresource_verbs;
 use registry::{ResourceDef, ResourceTable};
 use serde_json::{Value, json};
 
+use crate::aggregate::Remotes;
 use crate::body::{self, Answer};
 use crate::negotiate::Shape;
 use crate::server::Server;
@@ -24,17 +25,27 @@ pub struct Cache(Mutex<CacheState>);
 #[derive(Default)]
 struct CacheState {
     table: Option<Arc<ResourceTable>>,
+    generation: u64,
     documents: std::collections::HashMap<String, Bytes>,
 }
 
 impl Cache {
-    /// The document at `path`, made by `make` when the table is newer than the copy.
-    pub fn get(&self, table: &Arc<ResourceTable>, path: &str, make: impl FnOnce() -> Bytes) -> Bytes {
+    /// The document at `path`, made by `make` when the table, or what other servers serve (`generation`), is newer
+    /// than the copy.
+    pub fn get(
+        &self,
+        table: &Arc<ResourceTable>,
+        generation: u64,
+        path: &str,
+        make: impl FnOnce() -> Bytes,
+    ) -> Bytes {
         {
             let mut state = self.0.lock();
-            if !state.table.as_ref().is_some_and(|t| Arc::ptr_eq(t, table)) {
+            let same = state.table.as_ref().is_some_and(|t| Arc::ptr_eq(t, table));
+            if !same || state.generation != generation {
                 state.documents.clear();
                 state.table = Some(table.clone());
+                state.generation = generation;
             }
             if let Some(document) = state.documents.get(path) {
                 return document.clone();
@@ -54,22 +65,27 @@ pub fn serve(
     headers: &http::HeaderMap,
 ) -> Result<Answer, Status> {
     let table = server.registry.table();
+    let remotes = server.aggregate.remotes();
     let path = parts.join("/");
     if shape == Shape::Discovery && parts.len() == 1 {
-        let make = || aggregated(&table, parts[0] == "api").to_string().into();
-        let document = server.discovery.get(&table, &format!("{path}?aggregated"), make);
+        let make = || aggregated(&table, &remotes, parts[0] == "api").to_string().into();
+        let document = server.discovery.get(&table, remotes.generation, &format!("{path}?aggregated"), make);
         let etag = crate::openapi::hash(&document);
         return Ok(crate::openapi::kept(headers, AGGREGATED, document, &etag));
     }
     let value = match parts {
         ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
         ["apis"] => {
-            let groups: Vec<Value> =
-                table.groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v)).collect();
+            let groups: Vec<Value> = remotes
+                .groups(&table)
+                .iter()
+                .filter(|(g, _)| !g.is_empty())
+                .map(|(g, v)| group(g, v))
+                .collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["apis", name] => {
-            let groups = table.groups();
+            let groups = remotes.groups(&table);
             let (g, versions) =
                 groups.iter().find(|(g, _)| g == name && !g.is_empty()).ok_or_else(Status::path_not_found)?;
             let mut value = group(g, versions);
@@ -132,8 +148,8 @@ fn kind_of<'a>(row: &'a ResourceDef, sub: &'a registry::Subresource) -> (&'a str
     }
 }
 
-fn aggregated(table: &ResourceTable, core: bool) -> Value {
-    let groups = table.groups();
+fn aggregated(table: &ResourceTable, remotes: &Remotes, core: bool) -> Value {
+    let groups = remotes.groups(table);
     let items: Vec<Value> = groups
         .iter()
         .filter(|(g, _)| g.is_empty() == core)
@@ -141,6 +157,9 @@ fn aggregated(table: &ResourceTable, core: bool) -> Value {
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|v| {
+                    if let Some(remote) = remotes.version(g, v) {
+                        return remote;
+                    }
                     let rows = table.rows().iter().filter(|r| &*r.group == *g && &*r.version == *v);
                     let resources: Vec<Value> = rows.map(|r| aggregated_resource(r)).collect();
                     json!({"version": v, "resources": resources, "freshness": "Current"})
@@ -202,7 +221,8 @@ pub fn paths(server: &Server) -> Vec<String> {
     ]
     .map(String::from)
     .to_vec();
-    for (group, versions) in table.groups().into_iter().filter(|(g, _)| !g.is_empty()) {
+    let remotes = server.aggregate.remotes();
+    for (group, versions) in remotes.groups(&table).into_iter().filter(|(g, _)| !g.is_empty()) {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
     }

@@ -45,7 +45,7 @@ impl KubeletClient {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Where a request goes.
@@ -288,8 +288,18 @@ async fn connect(server: &Server, upstream: &Upstream) -> Result<Box<dyn Stream>
 }
 
 /// Sends a request on and its answer back, upgrading both sides where the other end agrees.
-async fn forward(server: &Server, mut request: Request<Body>, upstream: Upstream) -> Result<Answer, Status> {
+async fn forward(server: &Server, request: Request<Body>, upstream: Upstream) -> Result<Answer, Status> {
     let io = connect(server, &upstream).await?;
+    forward_over(io, request, &upstream.path, &format!("{}:{}", upstream.host, upstream.port)).await
+}
+
+/// The same over a connection that is there, to `path` of `host`.
+pub(crate) async fn forward_over(
+    io: Box<dyn Stream>,
+    mut request: Request<Body>,
+    path: &str,
+    host: &str,
+) -> Result<Answer, Status> {
     let broken = |e: hyper::Error| {
         Status::new(502, Reason::ServiceUnavailable, format!("error talking to the backend: {e}"))
     };
@@ -304,15 +314,14 @@ async fn forward(server: &Server, mut request: Request<Body>, upstream: Upstream
     let near = upgrades.then(|| hyper::upgrade::on(&mut request));
     let mut onward = Request::new(std::mem::take(request.body_mut()));
     *onward.method_mut() = request.method().clone();
-    *onward.uri_mut() =
-        upstream.path.parse::<Uri>().map_err(|e| Status::bad_request(format!("invalid path: {e}")))?;
+    *onward.uri_mut() = path.parse::<Uri>().map_err(|e| Status::bad_request(format!("invalid path: {e}")))?;
     for (name, value) in request.headers() {
         // The caller's credentials stay here.
         if *name != header::AUTHORIZATION && *name != header::HOST {
             onward.headers_mut().append(name, value.clone());
         }
     }
-    let host = HeaderValue::from_str(&format!("{}:{}", upstream.host, upstream.port));
+    let host = HeaderValue::from_str(host);
     onward.headers_mut().insert(header::HOST, host.map_err(Status::internal)?);
     let mut answer = sender.send_request(onward).await.map_err(broken)?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {

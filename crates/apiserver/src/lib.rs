@@ -6,6 +6,7 @@
 //! **Invariant:** knows nothing of controllers, and has no handler for a single kind except the reviews and
 //! subresources that have no storage of their own.
 
+pub mod aggregate;
 pub mod audit;
 pub mod authorize;
 pub mod body;

@@ -62,10 +62,22 @@ pub struct Parts {
     pub flow: Arc<crate::flow::Flow>,
     pub(crate) audit: Option<crate::audit::Audit>,
     pub(crate) limits: Limits,
+    pub(crate) aggregate: crate::aggregate::Aggregate,
+    pub(crate) front_proxy: Option<crate::aggregate::FrontProxy>,
     pub(crate) discovery: crate::discovery::Cache,
     pub(crate) quotas: crate::quota::Locks,
     pub(crate) webhooks: crate::webhook::Pool,
     pub(crate) dynamic: crate::dynamic::Dynamic,
+}
+
+/// A server that may be gone: for those whom it keeps itself.
+pub(crate) struct WeakServer(std::sync::Weak<Parts>);
+
+impl WeakServer {
+    /// The server, if it is still there.
+    pub fn upgrade(&self) -> Option<Server> {
+        self.0.upgrade().map(Server)
+    }
 }
 
 impl std::ops::Deref for Server {
@@ -95,6 +107,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is written down about requests; `None` for nothing.
     pub audit: Option<crate::audit::Audit>,
+    /// How the server shows itself to the servers of other groups; `None` if it cannot.
+    pub front_proxy: Option<crate::aggregate::FrontProxy>,
 }
 
 /// How much is served at once, and for how long.
@@ -143,11 +157,17 @@ impl Server {
             flow: Arc::new(crate::flow::Flow::new(config.limits.requests_in_flight)),
             audit: config.audit,
             limits: config.limits,
+            aggregate: crate::aggregate::Aggregate::default(),
+            front_proxy: config.front_proxy,
             discovery: crate::discovery::Cache::default(),
             quotas: crate::quota::Locks::default(),
             webhooks: crate::webhook::Pool::default(),
             dynamic,
         }))
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakServer {
+        WeakServer(Arc::downgrade(&self.0))
     }
 
     /// The admission chain.
@@ -320,6 +340,9 @@ impl Server {
                 crate::audit::authorized(false, &reason);
                 return body::failure(&attributes.forbidden(&reason));
             }
+        }
+        if let Some(remote) = self.aggregate.of_path(&path) {
+            return crate::aggregate::forward(self, &remote, request, &user).await;
         }
         let answered = if info.is_resource {
             let answered = self.resource(request, info, query, &user).await;

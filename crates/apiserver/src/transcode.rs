@@ -16,6 +16,9 @@ use crate::path::Query;
 /// Answers above this size are compressed for clients that can read it (upstream's threshold).
 const COMPRESS_BYTES_MIN: usize = 128 * 1024;
 
+/// Answers above this size are compressed while they are sent.
+const STREAM_BYTES_MIN: u64 = 1 << 20;
+
 /// What a request says about the form of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Form {
@@ -71,6 +74,11 @@ pub async fn finish(answer: Answer, form: Form) -> Answer {
         return without_body(answer, form);
     }
     let (mut parts, body) = answer.into_parts();
+    if compresses && !transcodes && size > STREAM_BYTES_MIN && !form.head {
+        parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        parts.headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        return Answer::from_parts(parts, compressed(body));
+    }
     // A body of known size is in memory already.
     let Ok(collected) = body.collect().await else {
         return Answer::from_parts(parts, full(Bytes::new()));
@@ -105,6 +113,36 @@ fn without_body(answer: Answer, form: Form) -> Answer {
         parts.headers.insert(header::CONTENT_LENGTH, size);
     }
     Answer::from_parts(parts, full(Bytes::new()))
+}
+
+/// A long body, compressed piece by piece as it is read: it never stands in memory as a whole.
+fn compressed(body: Body) -> Body {
+    let encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let stream = futures_util::stream::unfold(Some((body, encoder)), |state| async move {
+        let (mut body, mut encoder) = state?;
+        while let Some(frame) = body.frame().await {
+            let written = match frame {
+                Ok(frame) => {
+                    frame.into_data().map_or(Ok(()), |data| encoder.write_all(&data)).map_err(Into::into)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                return Some((Err(error), None));
+            }
+            let out = std::mem::take(encoder.get_mut());
+            // Others may run between two pieces.
+            tokio::task::yield_now().await;
+            if !out.is_empty() {
+                return Some((Ok(http_body::Frame::data(Bytes::from(out))), Some((body, encoder))));
+            }
+        }
+        match encoder.finish() {
+            Ok(out) => Some((Ok(http_body::Frame::data(Bytes::from(out))), None)),
+            Err(error) => Some((Err(error.into()), None)),
+        }
+    });
+    http_body_util::StreamBody::new(stream).boxed_unsync()
 }
 
 fn gzip(bytes: &[u8]) -> Option<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! The verbs on resources: from a request to the registry and back, the same for every kind.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use meta::{Status, UserInfo};
 use registry::read::ListOptions;
@@ -207,7 +207,7 @@ impl Server {
                 let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
                 Ok(body::json(200, &value))
             }
-            _ => Ok(body::json_bytes(200, concat(def, &metadata, &items))),
+            _ => Ok(concat(def, &metadata, items)),
         }
     }
 
@@ -331,22 +331,13 @@ fn success(def: &ResourceDef, name: &str, uid: &Value) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }
 
-/// A list is its items' bytes between brackets: nothing is encoded again.
-fn concat(def: &ResourceDef, metadata: &Value, items: &[Bytes]) -> Bytes {
-    let size: usize = items.iter().map(|o| o.len() + 1).sum();
-    let mut out = BytesMut::with_capacity(size + 256);
-    let head = format!(
-        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-        def.list_kind,
-        def.api_version()
-    );
-    out.put_slice(head.as_bytes());
-    for (i, object) in items.iter().enumerate() {
-        if i > 0 {
-            out.put_u8(b',');
-        }
-        out.put_slice(object);
-    }
-    out.put_slice(b"]}");
-    out.freeze()
+/// A list is its items' bytes between brackets: nothing is encoded again, and nothing copied before it is sent.
+fn concat(def: &ResourceDef, metadata: &Value, items: Vec<Bytes>) -> Answer {
+    let (kind, version) = (&def.list_kind, def.api_version());
+    let head =
+        format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{metadata},\"items\":[");
+    let mut answer = http::Response::new(body::list(head.into(), items));
+    let json = http::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    answer
 }

@@ -243,7 +243,12 @@ fn address(server: &Server, config: &ClientConfig, uri: &Uri) -> Result<(String,
 }
 
 /// A ready endpoint of a Service's port.
-fn endpoint(server: &Server, namespace: &str, name: &str, port: u16) -> Result<(String, u16), String> {
+pub(crate) fn endpoint(
+    server: &Server,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> Result<(String, u16), String> {
     let table = server.registry.table();
     let (services, slices) =
         match (table.find("", "v1", "services"), table.find("discovery.k8s.io", "v1", "endpointslices")) {
@@ -308,12 +313,12 @@ async fn connect(pool: &Pool, key: &Key) -> Result<Sender, String> {
 }
 
 /// The system's words without Rust's number behind them, in Go's lower case.
-fn plain(e: &std::io::Error) -> String {
+pub(crate) fn plain(e: &std::io::Error) -> String {
     let text = e.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
 
-fn tls_problem(e: &std::io::Error, name: &str) -> String {
+pub(crate) fn tls_problem(e: &std::io::Error, name: &str) -> String {
     let text = e.to_string();
     let why = if text.contains("UnknownIssuer") {
         "x509: certificate signed by unknown authority".to_owned()

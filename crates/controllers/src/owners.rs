@@ -88,6 +88,24 @@ pub fn claims<T: Typed>(informer: &Informer<T>, owner: &ObjectMeta, selector: &L
     claims
 }
 
+/// Whether an owner may adopt: the cache may not know yet that it is being deleted, and what was orphaned on
+/// purpose would be taken back.
+async fn may_adopt(client: &Client, kind: &Gvk, owner: &ObjectMeta) -> Result<bool, ControlError> {
+    // The kinds that adopt have regular plurals.
+    let resource = format!("{}s", kind.kind.to_lowercase());
+    let gvr = meta::Gvr::new(&kind.group, &kind.version, &resource);
+    let (namespace, name) =
+        (owner.namespace.as_deref().unwrap_or_default(), owner.name.as_deref().unwrap_or_default());
+    match client.get_metadata(&gvr, namespace, name).await {
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(live) => {
+            let same = live["metadata"]["uid"].as_str() == owner.uid.as_deref();
+            Ok(same && live["metadata"].get("deletionTimestamp").is_none())
+        }
+    }
+}
+
 /// Adopts and releases, and returns everything controlled afterwards. An owner that holds its objects by a
 /// finalizer gives it to those it adopts.
 ///
@@ -103,6 +121,8 @@ pub async fn claim<T: Typed>(
 ) -> Result<Vec<Arc<T>>, ControlError> {
     let Claims { mut owned, adopt, release } = claims(informer, owner, selector);
     let uid = owner.uid.as_deref().unwrap_or_default();
+    let adopt =
+        if adopt.is_empty() || may_adopt(client, owner_gvk, owner).await? { adopt } else { Vec::new() };
     for object in adopt {
         let reference = controller_reference(owner_gvk, owner);
         let mut metadata = json!({"uid": object.uid(), "ownerReferences": [reference]});

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use apiserver::Server;
+use apiserver::aggregate::FrontProxy;
 use apiserver::bootstrap::Addresses;
 use apiserver::kubelet::KubeletClient;
 use apiserver::lookup::RegistryLookup;
@@ -108,7 +109,8 @@ impl ControlPlane {
             random: env.random.clone(),
             shutdown: env.cancel.child_token(),
             limits: options.serving.limits(),
-            audit: options.serving.audit()?,
+            audit: options.serving.audit(&env.clock)?,
+            front_proxy: Some(front_proxy(env, &pki)?),
         });
 
         let listener = TcpListener::bind((options.bind_address, options.https_port))
@@ -206,6 +208,28 @@ fn sealed(
         }
     };
     Ok((Arc::new(encryption::Sealed::new(engine, rules)), keyring))
+}
+
+/// How the API server shows itself to the servers of aggregated groups: with a certificate of an authority that
+/// signs nothing else, so that nobody else can speak for others.
+fn front_proxy(env: &Environment, pki: &Pki) -> anyhow::Result<FrontProxy> {
+    let own = Pki::open_or_create(&env.paths.pki().join("front-proxy"), env.clock.clone())?;
+    let issued = own.stored_client("front-proxy-client", "front-proxy-client", &[])?;
+    let identity =
+        client::tls::KeyPair { certificates: issued.cert_pem.into_bytes(), key: issued.key_pem.into_bytes() };
+    let tls = move |ca: &[u8], anybody: bool| {
+        let trust = match (anybody, ca.is_empty()) {
+            (true, _) => client::tls::Trust::Anybody,
+            (false, true) => client::tls::Trust::System,
+            (false, false) => client::tls::Trust::Ca(ca.to_vec()),
+        };
+        client::tls::client_config(&trust, Some(&identity), &[]).map_err(|e| e.to_string())
+    };
+    Ok(FrontProxy {
+        ca_pem: own.ca_pem().to_owned(),
+        client_ca_pem: pki.ca_pem().to_owned(),
+        tls: Box::new(tls),
+    })
 }
 
 /// TLS towards kubelets, with the API server's own client certificate.

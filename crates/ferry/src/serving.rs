@@ -13,6 +13,7 @@ use apiserver::server::Limits;
 use bytes::Bytes;
 use clap::Args;
 use client::{Client, Https, Kubeconfig};
+use stdx::Clock;
 use tokio::sync::mpsc;
 
 /// Events that may wait for the webhook (upstream's buffer).
@@ -84,7 +85,7 @@ impl Serving {
     }
 
     /// The audit, if any is wanted. Must be called within the runtime.
-    pub fn audit(&self) -> anyhow::Result<Option<Audit>> {
+    pub fn audit(&self, clock: &Arc<dyn Clock>) -> anyhow::Result<Option<Audit>> {
         let wanted = self.audit_log_path.is_some() || self.audit_webhook_config_file.is_some();
         let Some(path) = &self.audit_policy_file else {
             ensure!(!wanted, "audit logs and webhooks need --audit-policy-file");
@@ -103,7 +104,8 @@ impl Serving {
                 backups_max: self.audit_log_maxbackup,
                 size_max: self.audit_log_maxsize << 20,
             };
-            let log = Log::open(options).with_context(|| format!("cannot write {}", path.display()))?;
+            let log = Log::open(options, clock.clone())
+                .with_context(|| format!("cannot write {}", path.display()))?;
             sinks.push(Arc::new(log));
         }
         if let Some(path) = &self.audit_webhook_config_file {

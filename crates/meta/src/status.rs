@@ -40,6 +40,9 @@ pub struct Details {
     /// Seconds after which a retry makes sense.
     #[serde(default, rename = "retryAfterSeconds", skip_serializing_if = "is_zero")]
     pub retry_after_seconds: i32,
+    /// Where a list whose snapshot is gone can go on; part of the Status' metadata.
+    #[serde(skip)]
+    pub continue_token: String,
 }
 
 fn is_zero(n: &i32) -> bool {
@@ -313,7 +316,13 @@ impl Status {
             value["reason"] = serde_json::to_value(self.reason).unwrap_or_default();
         }
         if let Some(details) = &self.details {
-            value["details"] = serde_json::to_value(details).unwrap_or_default();
+            let about = serde_json::to_value(details).unwrap_or_default();
+            if !details.continue_token.is_empty() {
+                value["metadata"]["continue"] = details.continue_token.as_str().into();
+            }
+            if about.as_object().is_some_and(|d| !d.is_empty()) || details.continue_token.is_empty() {
+                value["details"] = about;
+            }
         }
         value
     }

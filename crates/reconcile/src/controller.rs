@@ -33,6 +33,9 @@ pub enum ControlError {
     /// An object's selector is malformed.
     #[error("selector: {0}")]
     Selector(String),
+    /// What was begun cannot go on yet; another attempt comes after a growing pause.
+    #[error("{0}")]
+    Unfinished(String),
     /// Several steps of one plan failed.
     #[error("{failed} of {total} steps failed, the first: {first}")]
     Partial {

@@ -5,9 +5,9 @@ use meta::{Reason, Status};
 /// A store failure as a `Status`.
 pub fn status(error: &store::Error) -> Status {
     match error {
-        store::Error::Compacted { .. } => Status::expired(
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
-        ),
+        store::Error::Compacted { .. } => {
+            Status::expired("The resourceVersion for the provided list is too old.")
+        }
         store::Error::TooLarge { limit } => Status::new(
             413,
             Reason::RequestEntityTooLarge,

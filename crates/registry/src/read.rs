@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base64::Engine;
-use meta::{FieldError, FieldSelector, LabelSelector, Object, Status};
+use meta::{FieldError, FieldSelector, LabelSelector, Object, Reason, Status};
 use serde::{Deserialize, Serialize};
 use store::{Range, Revision};
 
@@ -48,9 +48,13 @@ pub struct List {
 #[derive(Serialize, Deserialize)]
 struct Continue {
     v: String,
-    rv: Revision,
+    /// Revision of the snapshot; [`INCONSISTENT`] for whatever is there.
+    rv: i64,
     start: String,
 }
+
+/// Stands for the revision of a list whose snapshot is gone.
+const INCONSISTENT: i64 = -1;
 
 fn encode_token(token: &Continue) -> String {
     let json = serde_json::to_vec(token).unwrap_or_default();
@@ -228,8 +232,21 @@ impl Registry {
     ) -> Result<List, Status> {
         let asked = parse_revision(&options.resource_version)?;
         if !options.continue_token.is_empty() {
+            if asked.is_some_and(|rv| rv > 0) {
+                return Err(Status::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                ));
+            }
             let token = decode_token(&options.continue_token)?;
-            return self.list_at(def, &filter, token.rv, &token.start, options.limit).await;
+            let Ok(revision) = Revision::try_from(token.rv) else {
+                let now = self.cacher.fresh().await?;
+                return self.list_at(def, &filter, now, &token.start, options.limit).await;
+            };
+            let page = self.list_at(def, &filter, revision, &token.start, options.limit).await;
+            return page.map_err(|status| match status.reason {
+                Reason::Expired => expired_page(&token.start),
+                _ => status,
+            });
         }
         let exact = options.resource_version_match == "Exact"
             || (options.limit > 0
@@ -310,7 +327,7 @@ impl Registry {
             from = format!("{}\0", last.key);
             if limit > 0 && items.len() >= limit {
                 let start = from.strip_prefix(&def.storage_prefix()).unwrap_or(&from).to_owned();
-                let token = Continue { v: "meta.k8s.io/v1".into(), rv: revision, start };
+                let token = Continue { v: "meta.k8s.io/v1".into(), rv: signed(revision), start };
                 let unselective = filter.labels.is_everything() && filter.fields.is_everything();
                 let remaining = unselective.then_some(page.remaining_count);
                 return Ok(List { items, revision, continue_token: encode_token(&token), remaining });
@@ -358,5 +375,20 @@ fn next_page(def: &ResourceDef, last: &Object, revision: Revision) -> Continue {
     } else {
         format!("{}\0", last.name)
     };
-    Continue { v: "meta.k8s.io/v1".into(), rv: revision, start: key }
+    Continue { v: "meta.k8s.io/v1".into(), rv: signed(revision), start: key }
+}
+
+fn signed(revision: Revision) -> i64 {
+    i64::try_from(revision).unwrap_or(i64::MAX)
+}
+
+/// The refusal of a page whose snapshot is gone, with a token for the rest as it is now.
+fn expired_page(start: &str) -> Status {
+    let token = Continue { v: "meta.k8s.io/v1".into(), rv: INCONSISTENT, start: start.to_owned() };
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+    );
+    status.details =
+        Some(Box::new(meta::status::Details { continue_token: encode_token(&token), ..Default::default() }));
+    status
 }

@@ -9,6 +9,7 @@ mod crd_fields;
 mod crd_openapi;
 mod crd_rules;
 mod disruption;
+mod machinery;
 mod network;
 mod node;
 mod operations;
@@ -48,6 +49,7 @@ fn main() -> std::process::ExitCode {
         records::cases(),
         commands::cases(),
         commands::network_cases(),
+        machinery::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }

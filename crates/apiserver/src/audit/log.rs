@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use stdx::Clock;
 
 use super::Sink;
 
@@ -43,11 +44,11 @@ impl Log {
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn open(options: Options) -> io::Result<Log> {
+    pub fn open(options: Options, clock: Arc<dyn Clock>) -> io::Result<Log> {
         let (queue, events) = sync_channel::<Bytes>(QUEUE_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
         let counted = waiting.clone();
-        let mut output = Output::open(options)?;
+        let mut output = Output::open(options, clock)?;
         std::thread::Builder::new().name("audit".into()).spawn(move || {
             if let Err(error) = write_all(&mut output, &events, &counted) {
                 tracing::error!(%error, "the audit log is not written any more");
@@ -90,6 +91,7 @@ struct Output {
     /// None for the standard output.
     file: Option<BufWriter<File>>,
     size: u64,
+    clock: Arc<dyn Clock>,
 }
 
 fn append(path: &Path) -> io::Result<(File, u64)> {
@@ -101,15 +103,15 @@ fn append(path: &Path) -> io::Result<(File, u64)> {
 }
 
 impl Output {
-    fn open(options: Options) -> io::Result<Output> {
+    fn open(options: Options, clock: Arc<dyn Clock>) -> io::Result<Output> {
         if options.path.as_os_str() == "-" {
-            return Ok(Output { options, file: None, size: 0 });
+            return Ok(Output { options, file: None, size: 0, clock });
         }
         if let Some(parent) = options.path.parent().filter(|p| !p.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent)?;
         }
         let (file, size) = append(&options.path)?;
-        Ok(Output { options, file: Some(BufWriter::new(file)), size })
+        Ok(Output { options, file: Some(BufWriter::new(file)), size, clock })
     }
 
     fn line(&mut self, event: &[u8]) -> io::Result<()> {
@@ -119,7 +121,7 @@ impl Output {
             && self.size > 0
             && self.size + size > self.options.size_max
         {
-            self.rotate(SystemTime::now())?;
+            self.rotate(self.clock.now().into())?;
         }
         self.size += size;
         match &mut self.file {
@@ -192,7 +194,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("ferry-audit-{}", std::process::id()));
         let path = directory.join("audit.log");
         let options = Options { path: path.clone(), age_max: None, backups_max: 2, size_max: 20 };
-        let mut output = Output::open(options).unwrap();
+        let mut output = Output::open(options, stdx::SystemClock::shared()).unwrap();
         for i in 0..6 {
             output.line(format!("event number {i}").as_bytes()).unwrap();
         }

@@ -153,7 +153,8 @@ impl Policy {
             return Err(PolicyError::Empty);
         }
         for (i, rule) in policy.rules.iter().enumerate() {
-            if !rule.paths.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+            let objects = !rule.resources.is_empty() || !rule.namespaces.is_empty();
+            if objects && !rule.paths.is_empty() {
                 return Err(PolicyError::Both(i));
             }
             let middle = |p: &&String| p.find('*').is_some_and(|at| at + 1 < p.len());

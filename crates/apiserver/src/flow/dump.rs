@@ -154,97 +154,66 @@ impl Flow {
     /// `apiserver_flowcontrol_*`.
     pub fn metrics(&self) -> String {
         let mut out = String::new();
+        self.counts(&mut out);
+        self.times(&mut out);
+        self.seats(&mut out);
+        out
+    }
+
+    fn counts(&self, out: &mut String) {
         let stats = self.0.stats.lock();
-        let mut family = |name: &str, kind: &str, help: &str, lines: &dyn Fn(&mut String, &str)| {
-            let name = format!("apiserver_flowcontrol_{name}");
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            lines(&mut out, &name);
-        };
-        let labels =
-            |level: &str, schema: &str| format!("flow_schema=\"{schema}\",priority_level=\"{level}\"");
-        family(
-            "rejected_requests_total",
-            "counter",
-            "Number of requests rejected by API Priority and Fairness subsystem",
-            &|out, name| {
-                for ((level, schema), s) in stats.iter() {
-                    for (why, n) in s.refused.lock().iter() {
-                        let _ = writeln!(
-                            out,
-                            "{name}{{{},reason=\"{}\"}} {n}",
-                            labels(level, schema),
-                            why.as_str()
-                        );
-                    }
-                }
-            },
-        );
-        family(
-            "dispatched_requests_total",
-            "counter",
-            "Number of requests executed by API Priority and Fairness subsystem",
-            &|out, name| {
-                for ((level, schema), s) in stats.iter() {
-                    let _ = writeln!(
-                        out,
-                        "{name}{{{}}} {}",
-                        labels(level, schema),
-                        s.dispatched.load(Ordering::Relaxed)
-                    );
-                }
-            },
-        );
-        family(
-            "current_executing_requests",
-            "gauge",
-            "Number of requests in initial (for a WATCH) or any (for a non-WATCH) execution stage in the API Priority and Fairness subsystem",
-            &|out, name| {
-                for ((level, schema), s) in stats.iter() {
-                    let _ = writeln!(
-                        out,
-                        "{name}{{{}}} {}",
-                        labels(level, schema),
-                        s.executing.load(Ordering::Relaxed)
-                    );
-                }
-            },
-        );
-        family(
-            "current_executing_seats",
-            "gauge",
-            "Concurrency (number of seats) occupied by the currently executing (initial stage for a WATCH, any stage otherwise) requests in the API Priority and Fairness subsystem",
-            &|out, name| {
-                for ((level, schema), s) in stats.iter() {
-                    let _ = writeln!(
-                        out,
-                        "{name}{{{}}} {}",
-                        labels(level, schema),
-                        s.seats.load(Ordering::Relaxed)
-                    );
-                }
-            },
-        );
-        family(
-            "request_wait_duration_seconds",
-            "histogram",
-            "Length of time a request spent waiting in its queue",
-            &|out, name| {
-                for ((level, schema), s) in stats.iter() {
-                    s.waited.render(out, name, &format!("execute=\"true\",{}", labels(level, schema)));
-                }
-            },
-        );
-        family(
-            "request_execution_seconds",
-            "histogram",
-            "Duration of initial stage (for a WATCH) or any (for a non-WATCH) stage of request execution in the API Priority and Fairness subsystem",
-            &|out, name| {
-                for ((level, schema), s) in stats.iter() {
-                    s.ran.render(out, name, &labels(level, schema));
-                }
-            },
-        );
-        drop(stats);
+        let help = "Number of requests rejected by API Priority and Fairness subsystem";
+        let name = family(out, "rejected_requests_total", "counter", help);
+        for ((level, schema), s) in stats.iter() {
+            for (why, n) in s.refused.lock().iter() {
+                let _ = writeln!(out, "{name}{{{},reason=\"{}\"}} {n}", labels(level, schema), why.as_str());
+            }
+        }
+        type Count = fn(&super::Stats) -> &std::sync::atomic::AtomicU64;
+        let all: [(&str, &str, &str, Count); 3] = [
+            (
+                "dispatched_requests_total",
+                "counter",
+                "Number of requests executed by API Priority and Fairness subsystem",
+                |s| &s.dispatched,
+            ),
+            (
+                "current_executing_requests",
+                "gauge",
+                "Number of requests in initial (for a WATCH) or any (for a non-WATCH) execution stage in the API Priority and Fairness subsystem",
+                |s| &s.executing,
+            ),
+            (
+                "current_executing_seats",
+                "gauge",
+                "Concurrency (number of seats) occupied by the currently executing (initial stage for a WATCH, any stage otherwise) requests in the API Priority and Fairness subsystem",
+                |s| &s.seats,
+            ),
+        ];
+        for (name, kind, help, count) in all {
+            let name = family(out, name, kind, help);
+            for ((level, schema), s) in stats.iter() {
+                let n = count(s).load(Ordering::Relaxed);
+                let _ = writeln!(out, "{name}{{{}}} {n}", labels(level, schema));
+            }
+        }
+    }
+
+    fn times(&self, out: &mut String) {
+        let stats = self.0.stats.lock();
+        let help = "Length of time a request spent waiting in its queue";
+        let name = family(out, "request_wait_duration_seconds", "histogram", help);
+        for ((level, schema), s) in stats.iter() {
+            s.waited.render(out, &name, &format!("execute=\"true\",{}", labels(level, schema)));
+        }
+        let help = "Duration of initial stage (for a WATCH) or any (for a non-WATCH) stage of request execution in the API Priority and Fairness subsystem";
+        let name = family(out, "request_execution_seconds", "histogram", help);
+        for ((level, schema), s) in stats.iter() {
+            s.ran.render(out, &name, &labels(level, schema));
+        }
+    }
+
+    fn seats(&self, out: &mut String) {
         let rules = self.0.rules.load();
         type Figure = fn(&super::Level) -> u64;
         let figures: [(&str, &str, Figure); 6] = [
@@ -276,12 +245,21 @@ impl Flow {
             ("demand_seats_smoothed", "Smoothed seat demands", |l| *l.smoothed.lock() as u64),
         ];
         for (name, help, figure) in figures {
-            family(name, "gauge", help, &|out, name| {
-                for (_, level) in &rules.levels {
-                    let _ = writeln!(out, "{name}{{priority_level=\"{}\"}} {}", level.name, figure(level));
-                }
-            });
+            let name = family(out, name, "gauge", help);
+            for (_, level) in &rules.levels {
+                let _ = writeln!(out, "{name}{{priority_level=\"{}\"}} {}", level.name, figure(level));
+            }
         }
-        out
     }
+}
+
+/// Writes the head of a family of metrics; answers its whole name.
+fn family(out: &mut String, name: &str, kind: &str, help: &str) -> String {
+    let name = format!("apiserver_flowcontrol_{name}");
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    name
+}
+
+fn labels(level: &str, schema: &str) -> String {
+    format!("flow_schema=\"{schema}\",priority_level=\"{level}\"")
 }

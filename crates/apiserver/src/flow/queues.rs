@@ -347,9 +347,9 @@ impl<T> QueueSet<T> {
 /// Deals a hand of different queues by a hash: two flows rarely share all of them.
 pub fn deal(mut hash: u64, deck: usize, hand: usize, cards: &mut [usize; HAND_MAX]) -> &[usize] {
     let hand = hand.min(HAND_MAX).min(deck);
-    for i in 0..hand {
+    for (i, card) in cards.iter_mut().take(hand).enumerate() {
         let left = (deck - i) as u64;
-        cards[i] = (hash % left) as usize;
+        *card = (hash % left) as usize;
         hash /= left;
     }
     for i in (0..hand).rev() {

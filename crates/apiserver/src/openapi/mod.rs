@@ -275,14 +275,15 @@ pub(crate) fn kept(headers: &HeaderMap, content_type: &'static str, document: By
 /// One form of a document, and its hash, which is that of the JSON in every form.
 fn form(server: &Server, path: &str, media: usize, make: impl Fn() -> Value) -> (Bytes, String) {
     let table = server.registry.table();
-    let json = server.discovery.get(&table, path, || make().to_string().into());
+    let generation = server.aggregate.remotes().generation;
+    let json = server.discovery.get(&table, generation, path, || make().to_string().into());
     let key = format!("{path}#hash");
-    let etag = server.discovery.get(&table, &key, || hash(&json).into());
+    let etag = server.discovery.get(&table, generation, &key, || hash(&json).into());
     let etag = String::from_utf8_lossy(&etag).into_owned();
     if media == 0 {
         return (json, etag);
     }
-    let encoded = server.discovery.get(&table, &format!("{path}#protobuf"), || {
+    let encoded = server.discovery.get(&table, generation, &format!("{path}#protobuf"), || {
         let document = serde_json::from_slice(&json).unwrap_or_default();
         if path == "openapi/v2" { gnostic::v2(&document) } else { gnostic::v3(&document) }.into()
     });
@@ -306,7 +307,7 @@ fn v3_document(server: &Server, path: &str, at: usize) -> Option<(Bytes, String)
 
 /// `/openapi/v3`: one entry per part, with a hash that changes with the document.
 pub fn index(server: &Server, headers: &HeaderMap) -> Answer {
-    let table = server.registry.table();
+    let (table, remotes) = (server.registry.table(), server.aggregate.remotes());
     let make = || {
         let mut paths = Map::new();
         for path in parts(&table) {
@@ -314,9 +315,10 @@ pub fn index(server: &Server, headers: &HeaderMap) -> Answer {
             let url = format!("/openapi/v3/{path}?hash={etag}");
             paths.insert(path, json!({"serverRelativeURL": url}));
         }
+        paths.extend(remotes.open_api());
         json!({"paths": paths}).to_string().into()
     };
-    let document = server.discovery.get(&table, "openapi/v3", make);
+    let document = server.discovery.get(&table, remotes.generation, "openapi/v3", make);
     let etag = hash(&document);
     kept(headers, "application/json", document, &etag)
 }

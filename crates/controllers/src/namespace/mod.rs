@@ -5,11 +5,16 @@
 
 pub mod plan;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::prelude::*;
-use client::{ApiResource, BoxFuture, Client, DeleteParams, ListParams, Propagation, RestMapper};
+use client::{
+    ApiResource, BoxFuture, Client, DeleteParams, ListParams, Propagation, RestMapper, WatchParams,
+};
+use meta::Gvr;
+use parking_lot::Mutex;
 use reconcile::{
     Action, Context, ControlError, Controller, Descriptor, Event, Informer, Reconcile, WorkQueue,
 };
@@ -23,8 +28,12 @@ const NAME: &str = "namespace-controller";
 const WORKERS: usize = 10;
 /// The finalizer that is ours.
 const FINALIZER: &str = "kubernetes";
-/// How soon to look again where only the disappearance of finalizers is awaited, which no event tells us.
-const FINALIZER_CHECK: Duration = Duration::from_millis(500);
+/// Longest wait for an event of what is left; then everything is looked at anew, as a watch may have ended.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Pause before looking again at what could not be watched.
+const WATCH_RETRY: Duration = Duration::from_secs(5);
+/// Most resources that are watched for a namespace at once.
+const WATCHES_MAX: usize = 32;
 
 /// The row of `namespace-controller`.
 pub fn descriptor() -> Descriptor {
@@ -35,6 +44,18 @@ struct Loop {
     client: Client,
     clock: Arc<dyn Clock>,
     namespaces: Arc<Informer<Namespace>>,
+    queue: Arc<WorkQueue>,
+    /// Those who wait for something to go, by namespace.
+    waiting: Mutex<HashMap<String, AbortOnDrop>>,
+}
+
+/// A task that ends with this value.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn build(context: &Context) -> Controller {
@@ -43,6 +64,8 @@ fn build(context: &Context) -> Controller {
         client: context.client_of(NAME),
         clock: context.clock.clone(),
         namespaces: context.informers.get::<Namespace>(),
+        queue: queue.clone(),
+        waiting: Mutex::default(),
     });
     let to = queue.clone();
     this.namespaces.on_event(move |event| {
@@ -75,17 +98,18 @@ struct LeftoverMeta {
     name: String,
     #[serde(default)]
     finalizers: Vec<String>,
-    deletion_grace_period_seconds: Option<u64>,
+    deletion_timestamp: Option<String>,
 }
 
-/// What one resource has left.
+/// A resource that is left, and the version of the list that says so.
 struct Left {
-    grace: Duration,
-    count: usize,
+    gvr: Gvr,
+    resource_version: String,
 }
 
 impl Loop {
     async fn sync(&self, key: &str) -> Result<Action, ControlError> {
+        self.waiting.lock().remove(key);
         let mut namespace = match self.client.get_typed::<Namespace>("", key).await {
             Err(error) if error.is_not_found() => return Ok(Action::Wait),
             namespace => namespace?,
@@ -101,7 +125,7 @@ impl Loop {
         if !namespace.spec.iter().flat_map(|s| s.finalizers.iter().flatten()).any(ours) {
             return Ok(Action::Wait);
         }
-        let (report, wait) = self.empty(key).await?;
+        let (report, left) = self.empty(key).await?;
         let status = namespace.status.get_or_insert_default();
         let old = status.conditions.clone().unwrap_or_default();
         let conditions = plan::conditions(&old, &report, &Time(self.clock.now()));
@@ -111,7 +135,7 @@ impl Loop {
             namespace = self.client.update_status_typed(&namespace).await?;
         }
         if !report.is_clean() {
-            return Ok(Action::RequeueAfter(wait));
+            return self.wait(key, &report, left);
         }
         if let Some(finalizers) = namespace.spec.as_mut().and_then(|s| s.finalizers.as_mut()) {
             finalizers.retain(|f| f != FINALIZER);
@@ -123,29 +147,48 @@ impl Loop {
         }
     }
 
-    /// One round of deletion: what is left, and how long to wait before the next.
-    async fn empty(&self, namespace: &str) -> client::Result<(Report, Duration)> {
+    /// Waits for what is left to go: each of its resources is watched, and the first event wakes us.
+    fn wait(&self, namespace: &str, report: &Report, left: Vec<Left>) -> Result<Action, ControlError> {
+        if left.is_empty() {
+            let troubles = report.discovery_failures.iter().chain(&report.deletion_failures);
+            let text: Vec<&str> = troubles.map(String::as_str).collect();
+            return Err(ControlError::Unfinished(format!("namespace {namespace}: {}", text.join(", "))));
+        }
+        let (client, queue, key) = (self.client.clone(), self.queue.clone(), namespace.to_owned());
+        let task = tokio::spawn(async move {
+            {
+                let watches = left.into_iter().take(WATCHES_MAX).map(|l| Box::pin(gone(&client, &key, l)));
+                let first = futures_util::future::select_all(watches);
+                let _ = tokio::time::timeout(LOOK_AGAIN, first).await;
+            }
+            queue.add(key);
+        });
+        self.waiting.lock().insert(namespace.to_owned(), AbortOnDrop(task));
+        Ok(Action::Wait)
+    }
+
+    /// One round of deletion: what has come of it, and what is left.
+    async fn empty(&self, namespace: &str) -> client::Result<(Report, Vec<Left>)> {
         let mapper = RestMapper::discover(&self.client).await?;
         let mut report = Report { discovery_failures: mapper.failed_groups.clone(), ..Default::default() };
         let (first, rest): (Vec<&ApiResource>, Vec<_>) = mapper
             .preferred()
             .filter(|r| r.namespaced && r.can("delete") && r.can("list"))
             .partition(|r| r.gvr == Pod::GVR);
+        let mut left = Vec::new();
         for stage in [first, rest] {
-            let mut wait = FINALIZER_CHECK;
             for resource in stage {
                 match self.empty_resource(namespace, resource, &mut report).await {
-                    Ok(left) if left.count > 0 => wait = wait.max(left.grace / 2 + FINALIZER_CHECK),
-                    Ok(_) => {}
+                    Ok(found) => left.extend(found.filter(|_| resource.can("watch"))),
                     Err(error) => report.deletion_failures.push(error.to_string()),
                 }
             }
             // Others stay until the pods that may use them are gone.
             if !report.remaining.is_empty() || !report.deletion_failures.is_empty() {
-                return Ok((report, wait));
+                break;
             }
         }
-        Ok((report, FINALIZER_CHECK))
+        Ok((report, left))
     }
 
     async fn empty_resource(
@@ -153,15 +196,17 @@ impl Loop {
         namespace: &str,
         resource: &ApiResource,
         report: &mut Report,
-    ) -> client::Result<Left> {
-        let before = self.leftovers(namespace, resource).await?;
+    ) -> client::Result<Option<Left>> {
+        let (before, _) = self.leftovers(namespace, resource).await?;
         if before.is_empty() {
-            return Ok(Left { grace: Duration::ZERO, count: 0 });
+            return Ok(None);
         }
         let params = DeleteParams::propagating(Propagation::Background);
-        if resource.can("deletecollection") {
+        // What is on its way out already needs no second push.
+        let all_leave = before.iter().all(|left| left.metadata.deletion_timestamp.is_some());
+        if !all_leave && resource.can("deletecollection") {
             self.client.delete_collection(&resource.gvr, namespace, &params, &ListParams::default()).await?;
-        } else {
+        } else if !all_leave {
             for leftover in &before {
                 match self.client.delete(&resource.gvr, namespace, &leftover.metadata.name, &params).await {
                     Err(error) if !error.is_not_found() => return Err(error),
@@ -169,26 +214,44 @@ impl Loop {
                 }
             }
         }
-        let after = self.leftovers(namespace, resource).await?;
-        if !after.is_empty() {
-            let name = format!("{}.{}", resource.gvr.resource, resource.gvr.group);
-            report.remaining.insert(name, after.len());
-            for finalizer in after.iter().flat_map(|left| &left.metadata.finalizers) {
-                *report.finalizers.entry(finalizer.clone()).or_default() += 1;
-            }
+        let (after, resource_version) = self.leftovers(namespace, resource).await?;
+        if after.is_empty() {
+            return Ok(None);
         }
-        let grace = after.iter().filter_map(|left| left.metadata.deletion_grace_period_seconds).max();
-        Ok(Left { grace: Duration::from_secs(grace.unwrap_or(0)), count: after.len() })
+        let name = format!("{}.{}", resource.gvr.resource, resource.gvr.group);
+        report.remaining.insert(name, after.len());
+        for finalizer in after.iter().flat_map(|left| &left.metadata.finalizers) {
+            *report.finalizers.entry(finalizer.clone()).or_default() += 1;
+        }
+        Ok(Some(Left { gvr: resource.gvr.clone(), resource_version }))
     }
 
-    async fn leftovers(&self, namespace: &str, resource: &ApiResource) -> client::Result<Vec<Leftover>> {
+    async fn leftovers(
+        &self,
+        namespace: &str,
+        resource: &ApiResource,
+    ) -> client::Result<(Vec<Leftover>, String)> {
         let params = ListParams { metadata_only: true, ..Default::default() };
         let list = match self.client.list(&resource.gvr, namespace, &params).await {
             // The resource went away since discovery, and its objects with it.
-            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            Err(error) if error.is_not_found() => return Ok((Vec::new(), String::new())),
             list => list?,
         };
-        Ok(list.items.iter().map(|item| serde_json::from_slice(item)).collect::<Result<_, _>>()?)
+        let items = list.items.iter().map(|item| serde_json::from_slice(item)).collect::<Result<_, _>>()?;
+        Ok((items, list.resource_version))
+    }
+}
+
+/// Ends when an object of a resource goes or changes, or when it cannot be watched any more.
+async fn gone(client: &Client, namespace: &str, left: Left) {
+    let Left { gvr, resource_version } = left;
+    let params = WatchParams { resource_version, metadata_only: true, ..Default::default() };
+    match client.watch(&gvr, namespace, &params).await {
+        Ok(mut events) => drop(events.next().await),
+        Err(error) => {
+            tracing::debug!(%error, resource = %gvr.resource, "cannot watch what is left");
+            tokio::time::sleep(WATCH_RETRY).await;
+        }
     }
 }
 

@@ -66,6 +66,7 @@ impl Cluster {
             shutdown: cancel.clone(),
             limits: apiserver::server::Limits::default(),
             audit: None,
+            front_proxy: None,
         });
         let addresses = apiserver::bootstrap::Addresses {
             service: "10.43.0.1".parse().unwrap(),

@@ -82,6 +82,11 @@ impl Strategy for Autoscaler {
 pub struct RegisteredApi;
 
 impl Strategy for RegisteredApi {
+    // That of the core group ends with a dot.
+    fn name_problem(&self, name: &str) -> Option<String> {
+        meta::names::path_segment_problem(name)
+    }
+
     fn validate_also(&self, object: &Object) -> Vec<FieldError> {
         let spec = object.get("spec").cloned().unwrap_or_default();
         let (group, version) =
