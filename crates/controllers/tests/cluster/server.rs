@@ -57,6 +57,7 @@ impl Cluster {
             client::tls::client_config(&client::tls::Trust::Ca(pki.ca_pem().into()), None, &[]).unwrap();
         let cancel = CancellationToken::new();
         let server = apiserver::Server::new(apiserver::Config {
+            authorizers: Vec::new(),
             registry,
             authenticator: Arc::new(authenticator),
             tokens,
