@@ -2,6 +2,7 @@
 
 mod admission;
 mod api;
+mod auth;
 mod cli;
 mod crd;
 mod crd_fields;
@@ -18,6 +19,7 @@ fn main() -> std::process::ExitCode {
         storage::cases(),
         node::cases(),
         api::cases(),
+        auth::cases(),
         network::cases(),
         cli::cases(),
         crd::cases(),
