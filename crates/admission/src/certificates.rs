@@ -51,7 +51,8 @@ impl Plugin for Approval {
         match speaks_for(request.user, "approve", signer, cluster) {
             true => Ok(()),
             false => {
-                Err(request.forbid(&format!("user not permitted to approve requests with signerName {signer:?}")))
+                Err(request
+                    .forbid(&format!("user not permitted to approve requests with signerName {signer:?}")))
             }
         }
     }

@@ -79,8 +79,14 @@ impl Selectors {
         }
         let (fields, labels) = (query.get("fieldSelector"), query.get("labelSelector"));
         Selectors {
-            fields: (!fields.is_empty()).then(|| FieldSelector::parse(fields).ok()).flatten().map(|s| of_fields(&s)),
-            labels: (!labels.is_empty()).then(|| LabelSelector::parse(labels).ok()).flatten().map(|s| of_labels(&s)),
+            fields: (!fields.is_empty())
+                .then(|| FieldSelector::parse(fields).ok())
+                .flatten()
+                .map(|s| of_fields(&s)),
+            labels: (!labels.is_empty())
+                .then(|| LabelSelector::parse(labels).ok())
+                .flatten()
+                .map(|s| of_labels(&s)),
         }
     }
 }

@@ -57,7 +57,9 @@ impl Server {
         }
         let account = wanted.user.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'));
         match account {
-            Some((namespace, name)) => self.may_be(&user, ("", "serviceaccounts", ""), namespace, name).await?,
+            Some((namespace, name)) => {
+                self.may_be(&user, ("", "serviceaccounts", ""), namespace, name).await?
+            }
             None => self.may_be(&user, ("", "users", ""), "", &wanted.user).await?,
         }
         for group in &wanted.groups {
@@ -76,7 +78,8 @@ impl Server {
             _ => UserInfo { username: wanted.user.clone(), groups: wanted.groups, ..Default::default() },
         };
         (acting.uid, acting.extra) = (wanted.uid, wanted.extra);
-        let group = if acting.username == USER_ANONYMOUS { GROUP_UNAUTHENTICATED } else { GROUP_AUTHENTICATED };
+        let group =
+            if acting.username == USER_ANONYMOUS { GROUP_UNAUTHENTICATED } else { GROUP_AUTHENTICATED };
         if !acting.in_group(GROUP_AUTHENTICATED) && !acting.in_group(GROUP_UNAUTHENTICATED) {
             acting.groups.push(group.into());
         }

@@ -43,22 +43,28 @@ fn strings(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(String::from)).collect()
 }
 
-async fn token_review(server: &Server, call: &Call<'_>, review: &mut Map<String, Value>) -> Result<(), Status> {
+async fn token_review(
+    server: &Server,
+    call: &Call<'_>,
+    review: &mut Map<String, Value>,
+) -> Result<(), Status> {
     let spec = review.get("spec").cloned().unwrap_or_default();
     let token = spec["token"].as_str().unwrap_or_default();
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
     if !call.info.namespace.is_empty() {
-        return Err(Status::bad_request(format!("namespace is not allowed on this type: {}", call.info.namespace)));
+        return Err(Status::bad_request(format!(
+            "namespace is not allowed on this type: {}",
+            call.info.namespace
+        )));
     }
     let audiences = strings(&spec["audiences"]);
     let wanted = if audiences.is_empty() { server.authenticator.audiences().to_vec() } else { audiences };
-    let status =
-        match server.authenticator.review_token(token, &wanted).await {
-            Ok((user, audiences)) => json!({"authenticated": true, "user": user, "audiences": audiences}),
-            Err(error) => json!({"user": {}, "error": error}),
-        };
+    let status = match server.authenticator.review_token(token, &wanted).await {
+        Ok((user, audiences)) => json!({"authenticated": true, "user": user, "audiences": audiences}),
+        Err(error) => json!({"user": {}, "error": error}),
+    };
     review.insert("status".into(), status);
     Ok(())
 }
@@ -82,7 +88,11 @@ fn subject(call: &Call<'_>, spec: &Value) -> Result<UserInfo, Status> {
     Ok(user)
 }
 
-async fn access_review(server: &Server, call: &Call<'_>, review: &mut Map<String, Value>) -> Result<(), Status> {
+async fn access_review(
+    server: &Server,
+    call: &Call<'_>,
+    review: &mut Map<String, Value>,
+) -> Result<(), Status> {
     let spec = review.get("spec").cloned().unwrap_or_default();
     let user = subject(call, &spec)?;
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
@@ -144,9 +154,10 @@ fn selector(call: &Call<'_>, resource: &Value, key: &str) -> Result<Option<Value
         return Ok(None);
     }
     match (raw.is_empty(), listed) {
-        (true, false) => {
-            Err(invalid(&[FieldError::required(format!("{path}.requirements"), "when fieldSelector or labelSelector is specified, requirements or rawSelector is required")]))
-        }
+        (true, false) => Err(invalid(&[FieldError::required(
+            format!("{path}.requirements"),
+            "when fieldSelector or labelSelector is specified, requirements or rawSelector is required",
+        )])),
         (false, true) => {
             let why = "may not specified at the same time as requirements";
             Err(invalid(&[FieldError::invalid(format!("{path}.rawSelector"), &raw.into(), why)]))
@@ -155,21 +166,34 @@ fn selector(call: &Call<'_>, resource: &Value, key: &str) -> Result<Option<Value
             let mut errors = Vec::new();
             for (i, requirement) in requirements.as_array().into_iter().flatten().enumerate() {
                 if requirement["key"].as_str().unwrap_or_default().is_empty() {
-                    errors.push(FieldError::required(format!("{path}.requirements[{i}].key"), "must be specified"));
+                    errors.push(FieldError::required(
+                        format!("{path}.requirements[{i}].key"),
+                        "must be specified",
+                    ));
                 }
                 let values = requirement["values"].as_array().map_or(0, Vec::len);
                 let at = format!("{path}.requirements[{i}].values");
                 match requirement["operator"].as_str().unwrap_or_default() {
                     "In" | "NotIn" if values == 0 => {
-                        errors.push(FieldError::required(at, "must be specified when `operator` is 'In' or 'NotIn'"));
+                        errors.push(FieldError::required(
+                            at,
+                            "must be specified when `operator` is 'In' or 'NotIn'",
+                        ));
                     }
                     "Exists" | "DoesNotExist" if values > 0 => {
-                        errors.push(FieldError::forbidden(at, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"));
+                        errors.push(FieldError::forbidden(
+                            at,
+                            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                        ));
                     }
                     "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
                     other => {
                         let why = "not a valid selector operator";
-                        errors.push(FieldError::invalid(format!("{path}.requirements[{i}].operator"), &other.into(), why));
+                        errors.push(FieldError::invalid(
+                            format!("{path}.requirements[{i}].operator"),
+                            &other.into(),
+                            why,
+                        ));
                     }
                 }
             }

@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use stdx::Clock;
 use x509_parser::prelude::FromDer;
 
-pub use crate::token::{BootstrapToken, Found, ServiceAccountLookup};
 use crate::revocation::{Facts, Revocations};
+pub use crate::token::{BootstrapToken, Found, ServiceAccountLookup};
 use crate::token::{Claims, Error as TokenError, TokenSigner, user_of};
 
 /// How long the verification of a credential is remembered. What it is bound to is looked up every time.
@@ -238,9 +238,10 @@ impl Authenticator {
                 let common: Vec<String> =
                     self.audiences.iter().filter(|a| audiences.contains(a)).cloned().collect();
                 return match outcome {
-                    Ok(_) if common.is_empty() => {
-                        Err(format!("token audiences {:?} is invalid for the target audiences {audiences:?}", self.audiences))
-                    }
+                    Ok(_) if common.is_empty() => Err(format!(
+                        "token audiences {:?} is invalid for the target audiences {audiences:?}",
+                        self.audiences
+                    )),
                     Ok(user) => Ok((with_authenticated(user), common)),
                     Err(why) => Err(format!("[invalid bearer token, {why}]")),
                 };
@@ -413,7 +414,10 @@ mod tests {
         let serving = der(&pki.issue_server("ann", &crate::pki::Names::default()).unwrap().cert_pem);
         assert_eq!(authenticator.authenticate(None, Some(&serving), "/").await.unwrap_err().code, 401);
         clock.advance(Duration::from_secs(400 * 86_400));
-        assert_eq!(authenticator.authenticate(None, Some(&der(&issued.cert_pem)), "/").await.unwrap_err().code, 401);
+        assert_eq!(
+            authenticator.authenticate(None, Some(&der(&issued.cert_pem)), "/").await.unwrap_err().code,
+            401
+        );
     }
 
     #[tokio::test]
@@ -426,7 +430,10 @@ mod tests {
         assert_eq!((tom.username.as_str(), tom.groups.len()), ("tom", 3));
         let joiner = authenticator.authenticate(Some("abcdef.0123456789abcdef"), None, "/").await.unwrap();
         assert_eq!(joiner.username, "system:bootstrap:abcdef");
-        assert_eq!(authenticator.authenticate(Some("abcdef.0123456789abcdee"), None, "/").await.unwrap_err().code, 401);
+        assert_eq!(
+            authenticator.authenticate(Some("abcdef.0123456789abcdee"), None, "/").await.unwrap_err().code,
+            401
+        );
         let claims = |name: &str| KubernetesClaims {
             namespace: "n".into(),
             serviceaccount: ObjectRef { name: name.into(), uid: "u".into() },

@@ -90,9 +90,13 @@ fn duration(text: &str) -> Option<Duration> {
 /// Reads an `AuthorizationConfiguration` of `apiserver.config.k8s.io`.
 pub fn parse(document: &Value) -> Result<Vec<Step>, Error> {
     let version = document["apiVersion"].as_str().unwrap_or_default();
-    let known = ["v1", "v1beta1", "v1alpha1"].iter().any(|v| version == format!("apiserver.config.k8s.io/{v}"));
+    let known =
+        ["v1", "v1beta1", "v1alpha1"].iter().any(|v| version == format!("apiserver.config.k8s.io/{v}"));
     if !known || document["kind"] != "AuthorizationConfiguration" {
-        return refuse(format!("the file is no AuthorizationConfiguration but {version} {}", document["kind"]));
+        return refuse(format!(
+            "the file is no AuthorizationConfiguration but {version} {}",
+            document["kind"]
+        ));
     }
     let list = document["authorizers"].as_array().map_or(&[][..], Vec::as_slice);
     if list.is_empty() {
@@ -112,7 +116,9 @@ pub fn parse(document: &Value) -> Result<Vec<Step>, Error> {
         names.push(name);
         let webhook = &authorizer["webhook"];
         if kind != "Webhook" && webhook.is_object() {
-            return refuse(format!("{path}.webhook: Invalid value: \"non-null\": may only be specified when type=Webhook"));
+            return refuse(format!(
+                "{path}.webhook: Invalid value: \"non-null\": may only be specified when type=Webhook"
+            ));
         }
         steps.push(match kind {
             "Node" => Step::Node,
@@ -170,7 +176,9 @@ fn webhook_config(name: &str, webhook: &Value, path: &str) -> Result<WebhookConf
     }
     let file = connection["kubeConfigFile"].as_str().unwrap_or_default();
     if !file.starts_with('/') {
-        return refuse(format!("{path}.connectionInfo.kubeConfigFile: Invalid value: {file:?}: must be an absolute path"));
+        return refuse(format!(
+            "{path}.connectionInfo.kubeConfigFile: Invalid value: {file:?}: must be an absolute path"
+        ));
     }
     let env = Env::new().variable("request", review_type());
     let mut conditions = Vec::new();
@@ -180,19 +188,26 @@ fn webhook_config(name: &str, webhook: &Value, path: &str) -> Result<WebhookConf
         if source.is_empty() {
             return refuse(format!("{at}: Required value"));
         }
-        let program = env.compile(source).map_err(|e| Error(format!("{at}: Invalid value: {source:?}: compilation failed: {e}")))?;
+        let program = env
+            .compile(source)
+            .map_err(|e| Error(format!("{at}: Invalid value: {source:?}: compilation failed: {e}")))?;
         if *program.result_type() != Type::Bool {
             return refuse(format!("{at}: Invalid value: {source:?}: must evaluate to bool"));
         }
         conditions.push((source.to_owned(), program));
     }
     if !conditions.is_empty() && text("matchConditionSubjectAccessReviewVersion") != "v1" {
-        return refuse(format!("{path}.matchConditionSubjectAccessReviewVersion: Required value: required if match conditions are specified"));
+        return refuse(format!(
+            "{path}.matchConditionSubjectAccessReviewVersion: Required value: required if match conditions are specified"
+        ));
     }
     Ok(WebhookConfig {
         name: name.to_owned(),
         kubeconfig: file.into(),
-        authorized_ttl: cached("cacheAuthorizedRequests", time("authorizedTTL", Some(Duration::from_secs(300)))?),
+        authorized_ttl: cached(
+            "cacheAuthorizedRequests",
+            time("authorizedTTL", Some(Duration::from_secs(300)))?,
+        ),
         unauthorized_ttl: cached(
             "cacheUnauthorizedRequests",
             time("unauthorizedTTL", Some(Duration::from_secs(30)))?,
@@ -344,7 +359,8 @@ impl Webhook {
             match program.evaluate(&variables, &mut Meter::new(cel::RUNTIME_BUDGET)).map(|v| v.as_bool()) {
                 Ok(Some(true)) => {}
                 Ok(_) => return Ok(false),
-                Err(error) => failures.push(format!("cel evaluation error: expression '{source}' resulted in error: {error}")),
+                Err(error) => failures
+                    .push(format!("cel evaluation error: expression '{source}' resulted in error: {error}")),
             }
         }
         if failures.is_empty() { Ok(true) } else { Err(failures.join(", ")) }
@@ -480,7 +496,13 @@ mod tests {
         let server = Arc::new(Scripted(Mutex::new(answers), Mutex::default()));
         let webhook = Webhook::new(config(|_| {}), server.clone(), clock.clone());
         let (ann, root) = (UserInfo::authenticated("ann", &["dev"]), UserInfo::authenticated("root", &[]));
-        let ask = |user, verb| Attributes { user, verb, resource: "pods", resource_request: true, ..Attributes::of(user) };
+        let ask = |user, verb| Attributes {
+            user,
+            verb,
+            resource: "pods",
+            resource_request: true,
+            ..Attributes::of(user)
+        };
         assert_eq!(webhook.authorize(&ask(&root, "get")).await, Decision::NoOpinion(String::new()));
         for _ in 0..2 {
             assert_eq!(webhook.authorize(&ask(&ann, "get")).await, Decision::Allow("friend".into()));
@@ -488,7 +510,11 @@ mod tests {
         assert_eq!(server.1.lock().len(), 1);
         assert_eq!(server.1.lock()[0]["spec"]["groups"], json!(["dev", "system:authenticated"]));
         clock.advance(Duration::from_secs(91));
-        assert_eq!(webhook.authorize(&ask(&ann, "get")).await, Decision::Deny("foe".into()), "after one retry");
+        assert_eq!(
+            webhook.authorize(&ask(&ann, "get")).await,
+            Decision::Deny("foe".into()),
+            "after one retry"
+        );
         assert_eq!(webhook.authorize(&ask(&ann, "list")).await, Decision::Deny(String::new()), "down");
         let path = Attributes { verb: "get", path: "/x", ..Attributes::of(&ann) };
         assert_eq!(webhook.authorize(&path).await, Decision::NoOpinion(String::new()), "does not match");

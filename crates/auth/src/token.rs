@@ -274,7 +274,9 @@ impl TokenSigner {
                 "PUBLIC KEY" => block.der,
                 label if label.ends_with("PRIVATE KEY") => {
                     let text = certificate::pem::encode(label, &block.der);
-                    KeyPair::from_pem(&text).map_err(|e| Error::Unusable(e.to_string()))?.subject_public_key_info()
+                    KeyPair::from_pem(&text)
+                        .map_err(|e| Error::Unusable(e.to_string()))?
+                        .subject_public_key_info()
                 }
                 _ => continue,
             };
@@ -320,7 +322,8 @@ impl TokenSigner {
     }
 
     fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
-        let key = self.keys.first().ok_or_else(|| Error::Unusable("the signing key's kind is unknown".into()))?;
+        let key =
+            self.keys.first().ok_or_else(|| Error::Unusable("the signing key's kind is unknown".into()))?;
         let mut header = Header::new(key.algorithm);
         header.typ = None;
         header.kid = Some(key.id.clone());
@@ -465,9 +468,9 @@ fn unverified_issuer(token: &str) -> Option<String> {
 
 /// A PKCS #8 document holds the key that the signing library wants (RFC 5208: the octets at its end).
 fn rsa_signing_key(pkcs8: &[u8]) -> EncodingKey {
-    let inner = x509_parser::der_parser::parse_der(pkcs8).ok().and_then(|(_, whole)| {
-        whole.as_sequence().ok()?.get(2)?.as_slice().ok().map(<[u8]>::to_vec)
-    });
+    let inner = x509_parser::der_parser::parse_der(pkcs8)
+        .ok()
+        .and_then(|(_, whole)| whole.as_sequence().ok()?.get(2)?.as_slice().ok().map(<[u8]>::to_vec));
     EncodingKey::from_rsa_der(inner.as_deref().unwrap_or(pkcs8))
 }
 

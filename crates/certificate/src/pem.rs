@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn blocks_among_other_text() {
-        let text = format!("junk\n{}between\n{}-----BEGIN X-----\n", encode("A", b"abc"), encode("B", &[7; 100]));
+        let text =
+            format!("junk\n{}between\n{}-----BEGIN X-----\n", encode("A", b"abc"), encode("B", &[7; 100]));
         let found = blocks(&text);
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].label.as_str(), found[0].der.as_slice()), ("A", &b"abc"[..]));

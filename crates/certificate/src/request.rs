@@ -136,7 +136,8 @@ pub fn trust_bundle_problem(text: &str) -> Option<String> {
         if !certificate.is_ca() {
             return Some(format!("entry {i} does not have the CA bit set"));
         }
-        if let Some(first) = blocks.iter().position(|other| other.der == block.der).filter(|first| *first < i) {
+        if let Some(first) = blocks.iter().position(|other| other.der == block.der).filter(|first| *first < i)
+        {
             return Some(format!("duplicate trust anchor (indices {first} and {i})"));
         }
     }

@@ -133,7 +133,12 @@ mod tests {
         for (signer, request, usages, expected) in [
             (API_CLIENT, &person, &client[..], None),
             (API_CLIENT, &person, &server[..], Some("invalid usage for client certificate: server auth")),
-            (API_CLIENT, &person, &client[..1], Some("missing required usage for client certificate: client auth")),
+            (
+                API_CLIENT,
+                &person,
+                &client[..1],
+                Some("missing required usage for client certificate: client auth"),
+            ),
             (KUBELET_CLIENT, &node, &client[..], None),
             (KUBELET_CLIENT, &person, &client[..], Some("subject organization is not system:nodes")),
             (KUBELET_CLIENT, &serving, &client[..], Some("DNS subjectAltNames are not allowed")),

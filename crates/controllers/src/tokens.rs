@@ -101,7 +101,9 @@ impl Loop {
         let mut uid = account.map(|a| a.uid().to_owned());
         if uid.is_none() && !annotation(&secret, ACCOUNT_NAME).is_empty() {
             // The cache may be behind: nothing is deleted on its word alone.
-            let live = self.client.get_typed::<ServiceAccount>(secret.namespace(), annotation(&secret, ACCOUNT_NAME));
+            let live = self
+                .client
+                .get_typed::<ServiceAccount>(secret.namespace(), annotation(&secret, ACCOUNT_NAME));
             match live.await {
                 Ok(found) => uid = Some(found.uid().to_owned()),
                 Err(error) if error.is_not_found() => {}

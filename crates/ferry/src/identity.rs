@@ -9,7 +9,7 @@ use apiserver::authorize::Authorizer;
 use apiserver::lookup::RegistryLookup;
 use auth::authenticate::{AnonymousAccess, Authenticator, BoxFuture};
 use auth::authorization::{self, Post, Step, Webhook};
-use auth::oidc::config::{Configuration, ClaimRule, Issuer, Jwt, Mapping, Mappings};
+use auth::oidc::config::{ClaimRule, Configuration, Issuer, Jwt, Mapping, Mappings};
 use auth::oidc::{Fetch, Oidc, config};
 use auth::pki::{CERTIFICATE_LIFE, Pki};
 use auth::token::{ObjectRef, TokenSigner};
@@ -97,8 +97,9 @@ pub fn tokens(
     let default = format!("https://kubernetes.default.svc.{domain}");
     let issuer = options.service_account_issuer.first().cloned().unwrap_or(default);
     let key = match &options.service_account_signing_key_file {
-        Some(path) => auth::pki::key_from_pem(&read(path)?)
-            .with_context(|| format!("cannot use {}", path.display()))?,
+        Some(path) => {
+            auth::pki::key_from_pem(&read(path)?).with_context(|| format!("cannot use {}", path.display()))?
+        }
         None => pki.service_account_key()?,
     };
     let mut signer = TokenSigner::new(issuer, &key, clock);
@@ -126,7 +127,8 @@ pub fn authenticator(
     if let Some(path) = &options.token_auth_file {
         all = all.with_static_tokens(&read(path)?)?;
     }
-    let unusable = || options.authentication_config.as_ref().map_or("--oidc-*".into(), |p| p.display().to_string());
+    let unusable =
+        || options.authentication_config.as_ref().map_or("--oidc-*".into(), |p| p.display().to_string());
     let (configuration, programs) = match &options.authentication_config {
         Some(path) => config::parse(document(path)?, tokens.issuer()).with_context(unusable)?,
         None => {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use meta::{Status, UserInfo};
 use registry::admit::AdmitAll;
 use registry::{Config, FieldValidation, Patch, Registry, Target, WriteOptions};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use stdx::{SeededRandom, SystemClock};
 

@@ -57,16 +57,22 @@ fn certificate(s: &Scope<'_>, user: &str) -> String {
     let said = s.kubectl(&["certificate", "approve", &name]).unwrap();
     assert!(said.contains("approved"), "{said}");
     let issued = s
-        .wait_any("certificatesigningrequests", &name, "a certificate", |c| c["status"]["certificate"].is_string())
+        .wait_any("certificatesigningrequests", &name, "a certificate", |c| {
+            c["status"]["certificate"].is_string()
+        })
         .unwrap();
     s.delete("certificatesigningrequests", &name, &client::DeleteParams::default()).unwrap();
     let chain = issued["status"]["certificate"].as_str().unwrap();
-    format!("    client-certificate-data: {chain}\n    client-key-data: {}\n", STANDARD.encode(key.serialize_pem()))
+    format!(
+        "    client-certificate-data: {chain}\n    client-key-data: {}\n",
+        STANDARD.encode(key.serialize_pem())
+    )
 }
 
 fn grant(s: &Scope<'_>, user: &str) {
     let binding = format!("{user}-views");
-    s.kubectl(&["create", "clusterrolebinding", &binding, "--clusterrole=view", &format!("--user={user}")]).unwrap();
+    s.kubectl(&["create", "clusterrolebinding", &binding, "--clusterrole=view", &format!("--user={user}")])
+        .unwrap();
 }
 
 #[test]
@@ -96,7 +102,12 @@ fn requests_and_revocation(s: &Scope<'_>) {
             "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"]}}),
     );
     let why = refused.unwrap_err().to_string();
-    assert!(why.contains("use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"), "{why}");
+    assert!(
+        why.contains(
+            "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"
+        ),
+        "{why}"
+    );
 
     // A watch that is open ends nobody's revocation: the next request is refused, with the reason.
     let now = s.kubectl(&["get", "--raw", "/version"]).is_ok();
@@ -126,7 +137,10 @@ fn bootstrap_tokens(s: &Scope<'_>) {
     let (id, secret) = ("abcdef", "0123456789abcdef");
     s.cluster
         .scope("kube-public")
-        .create("configmaps", json!({"metadata": {"name": "cluster-info"}, "data": {"kubeconfig": "apiVersion: v1"}}))
+        .create(
+            "configmaps",
+            json!({"metadata": {"name": "cluster-info"}, "data": {"kubeconfig": "apiVersion: v1"}}),
+        )
         .unwrap();
     system
         .create(
@@ -153,13 +167,23 @@ fn bootstrap_tokens(s: &Scope<'_>) {
     std::fs::write(&csr, object.to_string()).unwrap();
     let made = kubectl(&node, &["create", "-f", csr.to_str().unwrap()]);
     assert!(made.status.success(), "{}", text(&made));
-    s.wait_any("certificatesigningrequests", "join", "a certificate", |c| c["status"]["certificate"].is_string()).unwrap();
+    s.wait_any("certificatesigningrequests", "join", "a certificate", |c| {
+        c["status"]["certificate"].is_string()
+    })
+    .unwrap();
     // Signed for those who hold the token, and readable by anybody.
     let public = s.cluster.scope("kube-public");
     let signature = "jws-kubeconfig-abcdef";
-    public.wait_any("configmaps", "cluster-info", "a signature", |m| m["data"][signature].is_string()).unwrap();
+    public
+        .wait_any("configmaps", "cluster-info", "a signature", |m| m["data"][signature].is_string())
+        .unwrap();
     let (code, ..) = s
-        .raw(http::Method::GET, "/api/v1/namespaces/kube-public/configmaps/cluster-info", &[("impersonate-user", "system:anonymous")], "")
+        .raw(
+            http::Method::GET,
+            "/api/v1/namespaces/kube-public/configmaps/cluster-info",
+            &[("impersonate-user", "system:anonymous")],
+            "",
+        )
         .unwrap();
     assert_eq!(code, 200);
     // Its end.
@@ -167,7 +191,9 @@ fn bootstrap_tokens(s: &Scope<'_>) {
     system.patch("secrets", "bootstrap-token-abcdef", "", &past).unwrap();
     system.wait_gone("secrets", "bootstrap-token-abcdef").unwrap();
     assert!(text(&kubectl(&node, &["auth", "whoami"])).contains("logged in"));
-    public.wait_any("configmaps", "cluster-info", "no signature", |m| m["data"].get(signature).is_none()).unwrap();
+    public
+        .wait_any("configmaps", "cluster-info", "no signature", |m| m["data"].get(signature).is_none())
+        .unwrap();
 }
 
 fn tokens_in_secrets(s: &Scope<'_>) {
@@ -224,51 +250,9 @@ fn indented(pem: &str) -> String {
     pem.lines().map(|l| format!("        {l}\n")).collect()
 }
 
-#[test]
-fn issuers_and_authorizers_elsewhere() {
-    let directory = tempfile::tempdir().unwrap();
-    let (issuer, authorizer) = (Identity::new(&["127.0.0.1"]).unwrap(), Identity::new(&["127.0.0.1"]).unwrap());
-    let url = format!("https://127.0.0.1:{ISSUER_PORT}");
-    let file = |name: &str, content: String| {
-        let path = directory.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let authentication = file("authentication.yaml", format!(
-        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer:\n    url: {url}\n    \
-         audiences: [ferry]\n    certificateAuthority: |\n{}  claimValidationRules:\n  - expression: \"claims.hd == 'example.com'\"\n    \
-         message: wrong domain\n  claimMappings:\n    username: {{expression: \"'oidc:' + claims.sub\"}}\n    \
-         groups: {{claim: groups, prefix: \"oidc:\"}}\n  userValidationRules:\n  - expression: \"!user.username.startsWith('system:')\"\n\
-         anonymous:\n  enabled: true\n  conditions:\n  - path: /livez\n",
-        indented(&issuer.ca)
-    ));
-    let webhook = file("webhook.kubeconfig", format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: w\n  cluster:\n    server: https://127.0.0.1:{AUTHORIZER_PORT}/authorize\n    \
-         certificate-authority-data: {}\ncontexts:\n- name: w\n  context: {{cluster: w, user: w}}\ncurrent-context: w\nusers:\n- name: w\n  user: {{}}\n",
-        STANDARD.encode(&authorizer.ca)
-    ));
-    let authorization = file("authorization.yaml", format!(
-        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {{type: Node, name: node}}\n\
-         - {{type: RBAC, name: rbac}}\n- type: Webhook\n  name: outside\n  webhook:\n    timeout: 3s\n    subjectAccessReviewVersion: v1\n    \
-         matchConditionSubjectAccessReviewVersion: v1\n    failurePolicy: Deny\n    connectionInfo: {{type: KubeConfigFile, kubeConfigFile: {webhook}}}\n    \
-         matchConditions:\n    - expression: \"request.user.startsWith('oidc:')\"\n"
-    ));
-    let cluster = Cluster::start_with(&["--authentication-config", &authentication, "--authorization-config", &authorization]).unwrap();
-    let key = Arc::new(KeyPair::generate().unwrap());
-    let public = key.clone();
-    let served = url.clone();
-    let _issuer = Hook::start_at(ISSUER_PORT, issuer, Arc::new(move |path, _| match path {
-        "/.well-known/openid-configuration" => json!({"issuer": served, "jwks_uri": format!("{served}/keys")}),
-        _ => {
-            let point = public.der_bytes();
-            json!({"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "k",
-                "x": URL_SAFE_NO_PAD.encode(&point[1..33]), "y": URL_SAFE_NO_PAD.encode(&point[33..])}]})
-        }
-    }))
-    .unwrap();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = asked.clone();
-    let _authorizer = Hook::start_at(AUTHORIZER_PORT, authorizer, Arc::new(move |path, review| {
+/// An authorizer that lets ConfigMaps be listed and denies Secrets.
+fn outside_authorizer(identity: Identity, count: Arc<AtomicUsize>) -> Hook {
+    Hook::start_at(AUTHORIZER_PORT, identity, Arc::new(move |path, review| {
         assert_eq!(path, "/authorize");
         count.fetch_add(1, Ordering::Relaxed);
         let wanted = &review["spec"]["resourceAttributes"];
@@ -276,10 +260,79 @@ fn issuers_and_authorizers_elsewhere() {
         json!({"apiVersion": review["apiVersion"], "kind": "SubjectAccessReview",
             "status": {"allowed": allowed, "denied": wanted["resource"] == "secrets", "reason": "so it was decided outside"}})
     }))
+    .unwrap()
+}
+
+#[test]
+fn issuers_and_authorizers_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let (issuer, authorizer) =
+        (Identity::new(&["127.0.0.1"]).unwrap(), Identity::new(&["127.0.0.1"]).unwrap());
+    let url = format!("https://127.0.0.1:{ISSUER_PORT}");
+    let file = |name: &str, content: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let authentication = file(
+        "authentication.yaml",
+        format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer:\n    url: {url}\n    \
+         audiences: [ferry]\n    certificateAuthority: |\n{}  claimValidationRules:\n  - expression: \"claims.hd == 'example.com'\"\n    \
+         message: wrong domain\n  claimMappings:\n    username: {{expression: \"'oidc:' + claims.sub\"}}\n    \
+         groups: {{claim: groups, prefix: \"oidc:\"}}\n  userValidationRules:\n  - expression: \"!user.username.startsWith('system:')\"\n\
+         anonymous:\n  enabled: true\n  conditions:\n  - path: /livez\n",
+            indented(&issuer.ca)
+        ),
+    );
+    let webhook = file(
+        "webhook.kubeconfig",
+        format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: w\n  cluster:\n    server: https://127.0.0.1:{AUTHORIZER_PORT}/authorize\n    \
+         certificate-authority-data: {}\ncontexts:\n- name: w\n  context: {{cluster: w, user: w}}\ncurrent-context: w\nusers:\n- name: w\n  user: {{}}\n",
+            STANDARD.encode(&authorizer.ca)
+        ),
+    );
+    let authorization = file(
+        "authorization.yaml",
+        format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {{type: Node, name: node}}\n\
+         - {{type: RBAC, name: rbac}}\n- type: Webhook\n  name: outside\n  webhook:\n    timeout: 3s\n    subjectAccessReviewVersion: v1\n    \
+         matchConditionSubjectAccessReviewVersion: v1\n    failurePolicy: Deny\n    connectionInfo: {{type: KubeConfigFile, kubeConfigFile: {webhook}}}\n    \
+         matchConditions:\n    - expression: \"request.user.startsWith('oidc:')\"\n"
+        ),
+    );
+    let cluster = Cluster::start_with(&[
+        "--authentication-config",
+        &authentication,
+        "--authorization-config",
+        &authorization,
+    ])
     .unwrap();
+    let key = Arc::new(KeyPair::generate().unwrap());
+    let public = key.clone();
+    let served = url.clone();
+    let _issuer = Hook::start_at(
+        ISSUER_PORT,
+        issuer,
+        Arc::new(move |path, _| match path {
+            "/.well-known/openid-configuration" => {
+                json!({"issuer": served, "jwks_uri": format!("{served}/keys")})
+            }
+            _ => {
+                let point = public.der_bytes();
+                json!({"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "k",
+                "x": URL_SAFE_NO_PAD.encode(&point[1..33]), "y": URL_SAFE_NO_PAD.encode(&point[33..])}]})
+            }
+        }),
+    )
+    .unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let _authorizer = outside_authorizer(authorizer, asked.clone());
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let claims = |domain: &str| json!({"iss": url, "aud": "ferry", "sub": "eve", "exp": now + 600, "groups": ["dev"], "hd": domain});
-    let eve = kubeconfig(&cluster, "eve", &format!("    token: {}\n", id_token(&key, &claims("example.com"))));
+    let eve =
+        kubeconfig(&cluster, "eve", &format!("    token: {}\n", id_token(&key, &claims("example.com"))));
     let who = text(&kubectl(&eve, &["auth", "whoami"]));
     assert!(who.contains("oidc:eve") && who.contains("oidc:dev"), "{who}\n{}", cluster.log());
     for _ in 0..2 {
@@ -291,12 +344,28 @@ fn issuers_and_authorizers_elsewhere() {
     let before = asked.load(Ordering::Relaxed);
     assert!(kubectl(&eve, &["get", "configmaps"]).status.success());
     assert_eq!(asked.load(Ordering::Relaxed), before, "the answer is kept");
-    let other = kubeconfig(&cluster, "other", &format!("    token: {}\n", id_token(&key, &claims("elsewhere.org"))));
+    let other =
+        kubeconfig(&cluster, "other", &format!("    token: {}\n", id_token(&key, &claims("elsewhere.org"))));
     assert!(!kubectl(&other, &["auth", "whoami"]).status.success(), "the claims are wrong");
     let forged = id_token(&KeyPair::generate().unwrap(), &claims("example.com"));
     let forged = kubeconfig(&cluster, "forged", &format!("    token: {forged}\n"));
     assert!(!kubectl(&forged, &["auth", "whoami"]).status.success());
-    let nobody = kubeconfig(&cluster, "nobody", "    username: \"\"\n");
-    assert!(kubectl(&nobody, &["get", "--raw", "/livez"]).status.success());
-    assert!(text(&kubectl(&nobody, &["get", "--raw", "/readyz"])).contains("Unauthorized"));
+    assert_eq!(
+        (nobody(&cluster, "/livez"), nobody(&cluster, "/readyz")),
+        (200, 401),
+        "conditions of anonymous access"
+    );
+}
+
+/// What a client without any credentials gets for a path.
+fn nobody(cluster: &Cluster, path: &str) -> u16 {
+    let config = client::Kubeconfig::load(&cluster.data().join("admin.kubeconfig")).unwrap();
+    let https = config.https_config(None, &cluster.data()).unwrap();
+    let https = client::HttpsConfig { certificate: None, ..https };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = client::Client::new(Arc::new(client::Https::new(&https).unwrap()), "nobody");
+        let request = http::Request::get(path).body(bytes::Bytes::new()).unwrap();
+        client.raw(request).await.unwrap().status().as_u16()
+    })
 }

@@ -33,7 +33,16 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "apiserver",
         &[
-            "stdx", "meta", "schema", "api", "store", "registry", "auth", "admission", "cel", "certificate",
+            "stdx",
+            "meta",
+            "schema",
+            "api",
+            "store",
+            "registry",
+            "auth",
+            "admission",
+            "cel",
+            "certificate",
             "quota",
         ],
     ),

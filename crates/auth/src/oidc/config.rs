@@ -280,7 +280,8 @@ fn check_issuer(issuer: &Issuer, own: &str, path: &str, errors: &mut Vec<FieldEr
         errors.push(FieldError::invalid(at("audienceMatchPolicy"), &policy.into(), why));
     }
     let authority = &issuer.certificate_authority;
-    if !authority.is_empty() && !certificate::pem::blocks(authority).iter().any(|b| b.label == "CERTIFICATE") {
+    if !authority.is_empty() && !certificate::pem::blocks(authority).iter().any(|b| b.label == "CERTIFICATE")
+    {
         let why = "data does not contain any valid RSA or ECDSA certificates";
         errors.push(FieldError::invalid(at("certificateAuthority"), &"<omitted>".into(), why));
     }
@@ -435,7 +436,10 @@ impl Compiler<'_> {
                 self.refuse(&format!("{field}.key"), key, why);
             } else if key != key.to_lowercase() {
                 self.refuse(&format!("{field}.key"), key, "must be lowercase");
-            } else if ["k8s.io", "kubernetes.io"].iter().any(|d| domain == *d || domain.ends_with(&format!(".{d}"))) {
+            } else if ["k8s.io", "kubernetes.io"]
+                .iter()
+                .any(|d| domain == *d || domain.ends_with(&format!(".{d}")))
+            {
                 let why = "k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use";
                 self.refuse(&format!("{field}.key"), key, why);
             }

@@ -78,7 +78,8 @@ impl Oidc {
     async fn user(&self, token: &str) -> Result<UserInfo, String> {
         let header = jsonwebtoken::decode_header(token).map_err(|e| format!("malformed jwt: {e}"))?;
         let named = |a: &Algorithm| self.jwt.algorithms.iter().any(|n| *n == format!("{a:?}"));
-        let allowed = ALGORITHMS.contains(&header.alg) && (self.jwt.algorithms.is_empty() || named(&header.alg));
+        let allowed =
+            ALGORITHMS.contains(&header.alg) && (self.jwt.algorithms.is_empty() || named(&header.alg));
         if !allowed {
             return Err(format!("oidc: signing algorithm {:?} is not allowed", header.alg));
         }
@@ -105,8 +106,10 @@ impl Oidc {
         validation.validate_exp = false;
         validation.validate_aud = false;
         validation.required_spec_claims.clear();
-        let verified = keys.iter().find_map(|key| jsonwebtoken::decode::<Value>(token, key, &validation).ok());
-        let data = verified.ok_or("oidc: verify token: failed to verify signature: failed to verify id token signature")?;
+        let verified =
+            keys.iter().find_map(|key| jsonwebtoken::decode::<Value>(token, key, &validation).ok());
+        let data = verified
+            .ok_or("oidc: verify token: failed to verify signature: failed to verify id token signature")?;
         Ok(data.claims)
     }
 
@@ -136,7 +139,9 @@ impl Oidc {
         };
         let get = async |url: &str| {
             let bytes = self.fetch.get(url, &issuer.certificate_authority).await;
-            bytes.map_err(|e| format!("oidc: authenticator for issuer {:?} is not initialized: {e}", issuer.url))
+            bytes.map_err(|e| {
+                format!("oidc: authenticator for issuer {:?} is not initialized: {e}", issuer.url)
+            })
         };
         let document: Value = serde_json::from_slice(&get(&discovery).await?)
             .map_err(|e| format!("oidc: the discovery document is no JSON: {e}"))?;
@@ -153,7 +158,8 @@ impl Oidc {
         if let Some(keys) = set["keys"].as_array_mut() {
             keys.retain(|key| serde_json::from_value::<jsonwebtoken::jwk::Jwk>(key.clone()).is_ok());
         }
-        let set = serde_json::from_value(set).map_err(|e| format!("oidc: the key set cannot be read: {e}"))?;
+        let set =
+            serde_json::from_value(set).map_err(|e| format!("oidc: the key set cannot be read: {e}"))?;
         self.keys.write().set = Some(set);
         Ok(())
     }
@@ -177,9 +183,9 @@ impl Oidc {
         let ours = &self.jwt.issuer.audiences;
         match audiences.iter().any(|a| ours.iter().any(|o| o == a)) {
             true => Ok(()),
-            false => Err(format!(
-                "oidc: verify token: oidc: expected audience in {ours:?} got {audiences:?}"
-            )),
+            false => {
+                Err(format!("oidc: verify token: oidc: expected audience in {ours:?} got {audiences:?}"))
+            }
         }
     }
 
@@ -188,9 +194,8 @@ impl Oidc {
         let mappings = &self.jwt.claim_mappings;
         for rule in self.jwt.claim_validation_rules.iter().filter(|r| !r.claim.is_empty()) {
             let found = claims[&rule.claim].as_str();
-            let found = found.ok_or_else(|| {
-                format!("oidc: required claim {} not present in ID token", rule.claim)
-            })?;
+            let found = found
+                .ok_or_else(|| format!("oidc: required claim {} not present in ID token", rule.claim))?;
             if found != rule.required_value {
                 return Err(format!(
                     "oidc: required claim {} value does not match. Got = {found}, want = {}",

@@ -32,8 +32,7 @@ fn token(key: &KeyPair, kid: &str, claims: &Value) -> String {
 }
 
 fn issuer(jwt: Value, documents: &Arc<Documents>, clock: &Arc<FakeClock>) -> Oidc {
-    let document =
-        json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "jwt": [jwt]});
+    let document = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "jwt": [jwt]});
     let (mut configuration, mut programs) = config::parse(document, "https://own").unwrap();
     Oidc::new(configuration.jwt.remove(0), programs.remove(0), documents.clone(), clock.clone())
 }
@@ -64,7 +63,8 @@ fn base(changes: Value) -> Value {
 
 #[tokio::test]
 async fn claims_become_users() {
-    let (key, clock) = (KeyPair::generate().unwrap(), FakeClock::at(jiff::Timestamp::from_second(NOW).unwrap()));
+    let (key, clock) =
+        (KeyPair::generate().unwrap(), FakeClock::at(jiff::Timestamp::from_second(NOW).unwrap()));
     let documents = documents(&key);
     let by_claims = json!({"issuer": {"url": "https://i", "audiences": ["ferry"]},
         "claimValidationRules": [{"claim": "level", "requiredValue": "5"}],
@@ -136,8 +136,17 @@ fn what_is_wrong_with_a_configuration() {
         (jwt(good.clone(), json!({"username": {"claim": "sub"}})), "prefix is required"),
         (jwt(good.clone(), json!({"username": {"expression": "claims."}})), "compilation failed"),
         (jwt(good.clone(), json!({"username": {"expression": "1"}})), "must evaluate to string"),
-        (jwt(good.clone(), json!({"username": {"expression": "claims.email"}})), "email_verified must be used"),
-        (jwt(good, json!({"username": {"claim": "sub", "prefix": ""}, "extra": [{"key": "kubernetes.io/x", "valueExpression": "'a'"}]})), "reserved"),
+        (
+            jwt(good.clone(), json!({"username": {"expression": "claims.email"}})),
+            "email_verified must be used",
+        ),
+        (
+            jwt(
+                good,
+                json!({"username": {"claim": "sub", "prefix": ""}, "extra": [{"key": "kubernetes.io/x", "valueExpression": "'a'"}]}),
+            ),
+            "reserved",
+        ),
     ] {
         let document = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "jwt": [jwt]});
         let error = config::parse(document, "https://own").unwrap_err().to_string();

@@ -138,7 +138,8 @@ mod tests {
         ];
         let now = "2026-06-01T00:00:00Z".parse().unwrap();
         let text = |t: &str| t.to_owned();
-        let data = BTreeMap::from([(text(KUBECONFIG), text("x")), (text("jws-kubeconfig-zzzzzz"), text("old"))]);
+        let data =
+            BTreeMap::from([(text(KUBECONFIG), text("x")), (text("jws-kubeconfig-zzzzzz"), text("old"))]);
         let wanted = desired(&data, &secrets, now);
         let keys: Vec<&str> = wanted.keys().map(String::as_str).collect();
         assert_eq!(keys, ["jws-kubeconfig-aaaaaa", "jws-kubeconfig-dddddd", "kubeconfig"]);

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use api::k8s_openapi::ByteString;
+use api::k8s_openapi::api::certificates::v1::{
+    CertificateSigningRequest, CertificateSigningRequestCondition,
+};
 use api::prelude::*;
 use client::{BoxFuture, Client};
 use reconcile::{Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, WorkQueue};
@@ -83,7 +85,8 @@ impl Loop {
                 let pem = String::from_utf8_lossy(&request.spec.request.0).into_owned();
                 match self.signer.sign(&pem, &usages(&request), life) {
                     Ok(signed) => {
-                        request.status.get_or_insert_default().certificate = Some(ByteString(signed.into_bytes()));
+                        request.status.get_or_insert_default().certificate =
+                            Some(ByteString(signed.into_bytes()));
                     }
                     Err(why) => self.fail(&mut request, why),
                 }
@@ -120,15 +123,22 @@ mod tests {
 
     use super::*;
 
-    fn request(signer: &str, organization: &str, conditions: &[&str], seconds: Option<i32>) -> CertificateSigningRequest {
+    fn request(
+        signer: &str,
+        organization: &str,
+        conditions: &[&str],
+        seconds: Option<i32>,
+    ) -> CertificateSigningRequest {
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:n");
         params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
         let pem = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
         let conditions: Vec<_> = conditions.iter().map(|c| json!({"type": c, "status": "True"})).collect();
-        CertificateSigningRequest::from_value(json!({"metadata": {"name": "c"}, "status": {"conditions": conditions},
+        CertificateSigningRequest::from_value(
+            json!({"metadata": {"name": "c"}, "status": {"conditions": conditions},
             "spec": {"request": STANDARD.encode(pem), "signerName": signer, "expirationSeconds": seconds,
-                "username": "system:node:n", "usages": ["digital signature", "client auth"]}}))
+                "username": "system:node:n", "usages": ["digital signature", "client auth"]}}),
+        )
         .unwrap()
     }
 

@@ -52,7 +52,10 @@ impl Loop {
         let name = name_of(&self.pem);
         let wanted = ClusterTrustBundle {
             metadata: ObjectMeta { name: Some(name.clone()), ..Default::default() },
-            spec: ClusterTrustBundleSpec { signer_name: Some(SIGNER.into()), trust_bundle: self.pem.to_string() },
+            spec: ClusterTrustBundleSpec {
+                signer_name: Some(SIGNER.into()),
+                trust_bundle: self.pem.to_string(),
+            },
         };
         match self.bundles.store().get(&name) {
             None => match self.client.create_typed(&wanted).await {

@@ -399,7 +399,12 @@ mod tests {
         };
         for (subresource, old, new, expected) in [
             ("approval", with(&[], ""), with(&["Approved"], ""), None),
-            ("approval", with(&["Approved"], ""), with(&[], ""), Some("remove a condition of type \"Approved\"")),
+            (
+                "approval",
+                with(&["Approved"], ""),
+                with(&[], ""),
+                Some("remove a condition of type \"Approved\""),
+            ),
             ("status", with(&[], ""), with(&["Approved"], ""), Some("add a condition of type \"Approved\"")),
             ("status", with(&["Failed"], ""), with(&[], ""), Some("remove a condition of type \"Failed\"")),
             ("status", with(&["Approved"], ""), with(&["Approved", "Failed"], ""), None),
