@@ -83,6 +83,38 @@ fn credentials_of_the_clusters_own() {
     bootstrap_tokens(&s);
     tokens_in_secrets(&s);
     bindings(&s);
+    escalation(&s);
+}
+
+/// Nobody gives away, by any verb, what they do not have.
+fn escalation(s: &Scope<'_>) {
+    s.kubectl(&[
+        "create",
+        "clusterrole",
+        "role-writer",
+        "--verb=get,list,create,update,patch",
+        "--resource=roles,rolebindings,clusterroles",
+    ])
+    .unwrap();
+    s.kubectl(&["create", "clusterrolebinding", "bob", "--clusterrole=role-writer", "--user=bob"]).unwrap();
+    let bob = |arguments: &[&str]| text(&s.kubectl_raw(&[arguments, &["--as=bob"]].concat()).unwrap());
+    let why = "is attempting to grant RBAC permissions not currently held";
+    let wide = ["create", "role", "wide", "--verb=get", "--resource=secrets"];
+    assert!(bob(&wide).contains(why));
+    assert!(
+        bob(&["create", "role", "narrow", "--verb=get", "--resource=roles.rbac.authorization.k8s.io"])
+            .contains("created")
+    );
+    let add = r#"[{"op": "add", "path": "/rules/-", "value": {"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"]}}]"#;
+    assert!(
+        bob(&["patch", "role", "narrow", "--type=json", "-p", add]).contains(why),
+        "a patch is no way around"
+    );
+    assert!(bob(&["create", "rolebinding", "up", "--clusterrole=admin", "--user=bob"]).contains(why));
+    assert!(bob(&["create", "rolebinding", "later", "--role=absent", "--user=bob"]).contains("not found"));
+    let gather = r#"{"aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"a": "b"}}]}}"#;
+    let said = bob(&["patch", "clusterrole", "role-writer", "--type=merge", "-p", gather]);
+    assert!(said.contains("must have cluster-admin privileges to use an aggregationRule"), "{said}");
 }
 
 fn requests_and_revocation(s: &Scope<'_>) {
