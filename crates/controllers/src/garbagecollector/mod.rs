@@ -265,6 +265,7 @@ impl Loop {
         if let Some(list) = references.as_array_mut() {
             change(list);
         }
+        forget_empty(&mut references);
         let patch = Patch::Merge(json!({"metadata": {
             "uid": &*live.uid, "resourceVersion": &*live.version, "ownerReferences": references,
         }}));
@@ -296,10 +297,18 @@ impl Loop {
         if let Some(list) = finalizers.as_array_mut() {
             list.retain(|f| f != finalizer);
         }
+        forget_empty(&mut finalizers);
         let patch = Patch::Merge(json!({"metadata": {
             "uid": &*live.uid, "resourceVersion": &*live.version, "finalizers": finalizers,
         }}));
         ignore_gone(self.client.patch(&node.gvr, &live.namespace, &live.name, "", &patch).await)
+    }
+}
+
+/// A list without anything in it is not there, as typed clients write it.
+fn forget_empty(list: &mut Value) {
+    if list.as_array().is_some_and(Vec::is_empty) {
+        *list = Value::Null;
     }
 }
 
