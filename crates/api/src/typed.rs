@@ -1,6 +1,8 @@
 //! The `Typed` trait and its table: one row per kind that some component decides about.
 
-use k8s_openapi::api::{apps, autoscaling, batch, coordination, core, discovery, networking, policy, rbac};
+use k8s_openapi::api::{
+    apps, autoscaling, batch, certificates, coordination, core, discovery, networking, policy, rbac,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meta::{Gvk, Gvr};
 use serde_json::Value;
@@ -121,6 +123,8 @@ typed! {
     autoscaling::v2::HorizontalPodAutoscaler => "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" true;
     batch::v1::CronJob => "batch" "v1" "CronJob" "cronjobs" true;
     batch::v1::Job => "batch" "v1" "Job" "jobs" true;
+    certificates::v1::CertificateSigningRequest => "certificates.k8s.io" "v1" "CertificateSigningRequest" "certificatesigningrequests" false;
+    certificates::v1::ClusterTrustBundle => "certificates.k8s.io" "v1" "ClusterTrustBundle" "clustertrustbundles" false;
     coordination::v1::Lease => "coordination.k8s.io" "v1" "Lease" "leases" true;
     discovery::v1::EndpointSlice => "discovery.k8s.io" "v1" "EndpointSlice" "endpointslices" true;
     networking::v1::Ingress => "networking.k8s.io" "v1" "Ingress" "ingresses" true;

@@ -112,6 +112,7 @@ impl Admit for Admission {
         object: &mut Map<String, Value>,
         old: Option<&Map<String, Value>>,
     ) -> Result<(), Status> {
+        self.0.check_escalation(attributes, object, old).await?;
         let began = std::time::Instant::now();
         let mut done = admission::mutate(&request(attributes), object, old, &Objects(&self.0));
         if done.is_ok() {

@@ -88,11 +88,9 @@ pub fn bootstrap_token_of(secret: &Value, id: &str) -> Option<BootstrapToken> {
     if datum(secret, "token-id")? != id {
         return None;
     }
-    let expiration = match datum(secret, "expiration") {
-        None => None,
-        // What cannot be read has expired.
-        Some(text) => Some(text.parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
-    };
+    // What cannot be read has expired.
+    let expiration =
+        datum(secret, "expiration").map(|text| text.parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH));
     let groups: Vec<String> = datum(secret, "auth-extra-groups")
         .map(|text| text.split(',').map(|g| g.trim().to_owned()).filter(|g| !g.is_empty()).collect())
         .unwrap_or_default();

@@ -335,6 +335,11 @@ fn make_ca(now: Timestamp) -> Result<(String, String), Error> {
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
+/// A private key from PEM.
+pub fn key_from_pem(pem: &str) -> Result<KeyPair, Error> {
+    Ok(KeyPair::from_pem(pem)?)
+}
+
 /// A kubeconfig with the credentials embedded.
 pub fn kubeconfig(server_url: &str, ca_pem: &str, cert_pem: &str, key_pem: &str, context: &str) -> String {
     let b64 = |text: &str| STANDARD.encode(text);

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use reconcile::Descriptor;
 
+pub mod bootstrap;
+pub mod certificates;
 pub mod clusterroleaggregation;
 pub mod cronjob;
 pub mod daemonset;
@@ -32,18 +34,27 @@ pub mod root_ca;
 pub mod serviceaccount;
 pub mod statefulset;
 pub mod tainteviction;
+pub mod tokens;
 pub mod ttlafterfinished;
 
 /// What the controllers need to know besides the API.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     /// PEM of the certificate authority that pods trust the API server by; without it none is published.
     pub root_ca: Option<Arc<str>>,
+    /// Signs certificate requests; without it nobody does.
+    pub signer: Option<Arc<dyn certificates::Signer>>,
+    /// Issues the tokens of Secrets; without it none get any.
+    pub tokens: Option<Arc<dyn tokens::Issuer>>,
 }
 
 /// The table of controllers, for [`reconcile::run_all`].
 pub fn descriptors(options: &Options) -> Vec<Descriptor> {
     let mut table = vec![
+        bootstrap::signer::descriptor(),
+        bootstrap::cleaner::descriptor(),
+        certificates::approving::descriptor(),
+        certificates::cleaner::descriptor(),
         clusterroleaggregation::descriptor(),
         cronjob::descriptor(),
         daemonset::descriptor(),
@@ -67,5 +78,9 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         ttlafterfinished::descriptor(),
     ];
     table.extend(options.root_ca.clone().map(root_ca::descriptor));
+    table.extend(options.root_ca.clone().map(certificates::trust::descriptor));
+    table.extend(options.signer.clone().map(certificates::signing::descriptor));
+    let tokens = options.tokens.clone().zip(options.root_ca.clone());
+    table.extend(tokens.map(|(issuer, ca)| tokens::descriptor(issuer, ca)));
     table
 }

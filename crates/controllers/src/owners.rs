@@ -93,7 +93,8 @@ pub fn claims<T: Typed>(informer: &Informer<T>, owner: &ObjectMeta, selector: &L
 async fn may_adopt(client: &Client, kind: &Gvk, owner: &ObjectMeta) -> Result<bool, ControlError> {
     // The kinds that adopt have regular plurals.
     let resource = format!("{}s", kind.kind.to_lowercase());
-    let gvr = meta::Gvr::new(&kind.group, &kind.version, &resource);
+    let gvr =
+        meta::Gvr { group: kind.group.clone(), version: kind.version.clone(), resource: resource.into() };
     let (namespace, name) =
         (owner.namespace.as_deref().unwrap_or_default(), owner.name.as_deref().unwrap_or_default());
     match client.get_metadata(&gvr, namespace, name).await {

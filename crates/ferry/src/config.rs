@@ -120,6 +120,9 @@ pub struct UpOptions {
     /// own, which it replaces in time.
     #[arg(long)]
     pub encryption_provider_config: Option<PathBuf>,
+    /// Who is let in and what they may do.
+    #[command(flatten)]
+    pub identity: crate::identity::IdentityOptions,
     /// Versions of the API to serve beside (or, with `=false`, without) the stable ones: api/all, api/beta,
     /// api/alpha, GROUP/VERSION or GROUP/VERSION/RESOURCE.
     #[arg(long, value_delimiter = ',', value_name = "KEY=BOOL")]

@@ -9,11 +9,8 @@ use apiserver::Server;
 use apiserver::aggregate::FrontProxy;
 use apiserver::bootstrap::Addresses;
 use apiserver::kubelet::KubeletClient;
-use apiserver::lookup::RegistryLookup;
-use auth::authenticate::Authenticator;
 use auth::pki::{Names, Pki};
 use auth::tls::Rotator;
-use auth::token::TokenSigner;
 use client::{Client, InProcess};
 use meta::UserInfo;
 use registry::Registry;
@@ -89,19 +86,14 @@ impl ControlPlane {
         };
         let registry = Registry::start(store.clone(), &config, env.clock.clone(), env.random.clone()).await?;
 
-        let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
-        let tokens = Arc::new(TokenSigner::new(issuer, &pki.service_account_key()?, env.clock.clone()));
+        let identity = &options.identity;
+        let tokens = crate::identity::tokens(identity, &options.cluster_domain, &pki, env.clock.clone())?;
+        let tokens = Arc::new(tokens);
         let verifier = auth::tls::client_verifier(pki.ca_der())?;
-        let lookup = RegistryLookup::new(registry.clone());
-        let authenticator = Arc::new(Authenticator::new(
-            Some(verifier.clone()),
-            tokens.clone(),
-            lookup,
-            Vec::new(),
-            env.clock.clone(),
-        ));
+        let authenticator = crate::identity::authenticator(identity, &pki, &tokens, &registry, &env.clock)?;
+        let authenticator = Arc::new(authenticator);
         let server = Server::new(apiserver::Config {
-            authorizers: Vec::new(),
+            authorizers: crate::identity::authorizers(identity, &env.clock)?,
             registry,
             authenticator,
             tokens,
@@ -176,7 +168,13 @@ impl ControlPlane {
             self.tasks.spawn(async move { scheduler::run(&context).await });
         }
         if env.options.enabled(Part::Controllers) {
-            let options = controllers::Options { root_ca: Some(self.pki.ca_pem().into()) };
+            let (pki, tokens) = (self.pki.clone(), self.server.tokens.clone());
+            let authority = Arc::new(crate::identity::Authority { pki, tokens });
+            let options = controllers::Options {
+                root_ca: Some(self.pki.ca_pem().into()),
+                signer: Some(authority.clone()),
+                tokens: Some(authority),
+            };
             let context = context.clone();
             self.tasks.spawn(async move {
                 if let Err(error) = reconcile::run_all(controllers::descriptors(&options), context).await {

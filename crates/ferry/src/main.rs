@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod demo;
 mod down;
+mod identity;
 mod images;
 mod local;
 mod network;

@@ -2,6 +2,7 @@
 
 mod admission;
 mod api;
+mod auth;
 mod cli;
 mod commands;
 mod crd;
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
         storage::cases(),
         node::cases(),
         api::cases(),
+        auth::cases(),
         network::cases(),
         cli::cases(),
         crd::cases(),

@@ -160,18 +160,6 @@ fn platform() -> Vec<Case> {
             run: |s| operations(s, "policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", true),
         },
         Case {
-            name: "[sig-auth] Certificates API [Privileged:ClusterAdmin] should support CSR API operations [Conformance]",
-            run: |s| {
-                operations(
-                    s,
-                    "certificates.k8s.io/v1",
-                    "certificatesigningrequests",
-                    "CertificateSigningRequest",
-                    false,
-                )
-            },
-        },
-        Case {
             name: "[sig-node] ConfigMap should run through a ConfigMap lifecycle [Conformance]",
             run: |s| operations(s, "v1", "configmaps", "ConfigMap", true),
         },

@@ -251,7 +251,7 @@ pub struct Scope<'a> {
 impl Scope<'_> {
     /// The namespace of a kind: none for the cluster-wide ones.
     fn of(&self, resource: &str) -> &str {
-        const WIDE: [&str; 21] = [
+        const WIDE: [&str; 26] = [
             "namespaces",
             "nodes",
             "runtimeclasses",
@@ -264,6 +264,11 @@ impl Scope<'_> {
             "prioritylevelconfigurations",
             "volumeattachments",
             "tokenreviews",
+            "certificatesigningrequests",
+            "clustertrustbundles",
+            "certificaterevocations",
+            "clusterroles",
+            "clusterrolebindings",
             "persistentvolumes",
             "servicecidrs",
             "customresourcedefinitions",

@@ -21,12 +21,32 @@ pub struct Hook {
     _runtime: tokio::runtime::Runtime,
 }
 
+/// A certificate with its authority, made before the server: configurations may have to name it.
+pub struct Identity {
+    /// PEM of the authority.
+    pub ca: String,
+    config: rustls::ServerConfig,
+}
+
+impl Identity {
+    /// For `names` (DNS names and addresses).
+    pub fn new(names: &[&str]) -> anyhow::Result<Identity> {
+        let (ca, config) = certificates(names)?;
+        Ok(Identity { ca, config })
+    }
+}
+
 impl Hook {
     /// Serves `handler` under a certificate for `names` (DNS names and addresses).
     pub fn start(names: &[&str], handler: Handler) -> anyhow::Result<Hook> {
-        let (ca, config) = certificates(names)?;
+        Hook::start_at(0, Identity::new(names)?, handler)
+    }
+
+    /// Serves `handler` at a port.
+    pub fn start_at(port: u16, identity: Identity, handler: Handler) -> anyhow::Result<Hook> {
+        let Identity { ca, config } = identity;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let listener = std::net::TcpListener::bind(("0.0.0.0", 0)).context("cannot listen")?;
+        let listener = std::net::TcpListener::bind(("0.0.0.0", port)).context("cannot listen")?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));

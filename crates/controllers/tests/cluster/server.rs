@@ -90,7 +90,7 @@ impl Cluster {
         let base = Client::new(transport, "test");
         let client = base.as_user(UserInfo::authenticated("admin", &["system:masters"]));
         let context = Context::new(client.clone(), clock, random, cancel.clone());
-        let options = controllers::Options { root_ca: Some(pki.ca_pem().into()) };
+        let options = controllers::Options { root_ca: Some(pki.ca_pem().into()), ..Default::default() };
         let scheduling = context.clone();
         let tasks = vec![
             tokio::spawn(listening),
