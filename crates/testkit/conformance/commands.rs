@@ -4,7 +4,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use serde_json::json;
 use testkit::image::BUSYBOX;
 use testkit::pods::{has, pod};
 use testkit::{Case, Scope};
@@ -65,94 +64,123 @@ fn ask(mut stream: impl Read + Write) -> anyhow::Result<String> {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
+    [describes(), changes(), proxies(), controllers()].concat()
+}
+
+fn describe(s: &Scope<'_>) -> anyhow::Result<()> {
+    s.kubectl(&["create", "-f", &file(s, &controller("agnhost-primary", 1))?])?;
+    s.kubectl(&["expose", "rc", "agnhost-primary", "--port=6379"])?;
+    ready(s, "agnhost-primary", 1)?;
+    let pods = s.list("pods", "app=agnhost-primary")?;
+    let name = pods[0]["metadata"]["name"].as_str().unwrap_or_default();
+    has(
+        &s.kubectl(&["describe", "pod", name])?,
+        &[
+            "Name:",
+            "Namespace:",
+            "Node:",
+            "Labels:",
+            "app=",
+            "Status:",
+            "Running",
+            "IP:",
+            "Controlled By:",
+            "ReplicationController/agnhost-primary",
+            "Image:",
+            "State:",
+            "QoS Class:",
+        ],
+    )?;
+    has(
+        &s.kubectl(&["describe", "rc", "agnhost-primary"])?,
+        &[
+            "Name:",
+            "Namespace:",
+            "Selector:",
+            "Labels:",
+            "Annotations:",
+            "Replicas:",
+            "Pods Status:",
+            "Pod Template:",
+            "Image:",
+            "Events:",
+        ],
+    )?;
+    has(
+        &s.kubectl(&["describe", "service", "agnhost-primary"])?,
+        &[
+            "Name:",
+            "Labels:",
+            "Annotations:",
+            "Selector:",
+            "Type:",
+            "ClusterIP",
+            "IP:",
+            "Port:",
+            "Endpoints:",
+            "Session Affinity:",
+        ],
+    )?;
+    let nodes = s.list("nodes", "")?;
+    let node = nodes[0]["metadata"]["name"].as_str().unwrap_or_default();
+    has(
+        &s.kubectl(&["describe", "node", node])?,
+        &[
+            "Name:",
+            "Labels:",
+            "Annotations:",
+            "CreationTimestamp:",
+            "Conditions:",
+            "Type",
+            "Status",
+            "LastHeartbeatTime",
+            "LastTransitionTime",
+            "Reason",
+            "Message",
+            "Addresses:",
+            "Capacity:",
+            "Version:",
+            "Kernel Version:",
+            "OS Image:",
+            "Container Runtime Version:",
+            "Kubelet Version:",
+        ],
+    )?;
+    has(
+        &s.kubectl(&["describe", "namespace", &s.namespace])?,
+        &["Name:", "Labels:", "Annotations:", "Status:", "Active"],
+    )
+}
+
+fn describes() -> Vec<Case> {
     vec![
         Case {
             name: "[sig-cli] Kubectl client Kubectl describe should check if kubectl describe prints relevant information for rc and pods [Conformance]",
+            run: |s| describe(s),
+        },
+        Case {
+            name: "[sig-cli] Kubectl logs logs should be able to retrieve and filter logs [Conformance]",
             run: |s| {
-                s.kubectl(&["create", "-f", &file(s, &controller("agnhost-primary", 1))?])?;
-                s.kubectl(&["expose", "rc", "agnhost-primary", "--port=6379"])?;
-                ready(s, "agnhost-primary", 1)?;
-                let pods = s.list("pods", "app=agnhost-primary")?;
-                let name = pods[0]["metadata"]["name"].as_str().unwrap_or_default();
-                has(
-                    &s.kubectl(&["describe", "pod", name])?,
-                    &[
-                        "Name:",
-                        "Namespace:",
-                        "Node:",
-                        "Labels:",
-                        "app=",
-                        "Status:",
-                        "Running",
-                        "IP:",
-                        "Controlled By:",
-                        "ReplicationController/agnhost-primary",
-                        "Image:",
-                        "State:",
-                        "QoS Class:",
-                    ],
-                )?;
-                has(
-                    &s.kubectl(&["describe", "rc", "agnhost-primary"])?,
-                    &[
-                        "Name:",
-                        "Namespace:",
-                        "Selector:",
-                        "Labels:",
-                        "Annotations:",
-                        "Replicas:",
-                        "Pods Status:",
-                        "Pod Template:",
-                        "Image:",
-                        "Events:",
-                    ],
-                )?;
-                has(
-                    &s.kubectl(&["describe", "service", "agnhost-primary"])?,
-                    &[
-                        "Name:",
-                        "Labels:",
-                        "Annotations:",
-                        "Selector:",
-                        "Type:",
-                        "ClusterIP",
-                        "IP:",
-                        "Port:",
-                        "Endpoints:",
-                        "Session Affinity:",
-                    ],
-                )?;
-                let nodes = s.list("nodes", "")?;
-                let node = nodes[0]["metadata"]["name"].as_str().unwrap_or_default();
-                has(
-                    &s.kubectl(&["describe", "node", node])?,
-                    &[
-                        "Name:",
-                        "Labels:",
-                        "Annotations:",
-                        "CreationTimestamp:",
-                        "Conditions:",
-                        "Type",
-                        "Status",
-                        "LastHeartbeatTime",
-                        "LastTransitionTime",
-                        "Reason",
-                        "Message",
-                        "Addresses:",
-                        "Capacity:",
-                        "Version:",
-                        "Kernel Version:",
-                        "OS Image:",
-                        "Container Runtime Version:",
-                        "Kubelet Version:",
-                    ],
-                )?;
-                has(
-                    &s.kubectl(&["describe", "namespace", &s.namespace])?,
-                    &["Name:", "Labels:", "Annotations:", "Status:", "Active"],
-                )
+                s.ready(pod("logs", "for i in 1 2 3; do echo line $i of this log; done; sleep 600", |_| ()))?;
+                let logs = |more: &[&str]| s.kubectl(&[&["logs", "logs", "main"], more].concat());
+                ensure!(logs(&[])?.lines().count() == 3);
+                ensure!(logs(&["--tail=1"])? == "line 3 of this log\n");
+                ensure!(logs(&["--limit-bytes=1"])? == "l");
+                let stamped = logs(&["--tail=1", "--timestamps"])?;
+                let stamp = stamped.split(' ').next().unwrap_or_default();
+                ensure!(stamp.len() >= "2026-01-01T00:00:00Z".len() && stamp.contains('T'), "{stamped}");
+                ensure!(logs(&["--since=24h"])?.lines().count() == 3);
+                // Nothing was said in the last second once a second has passed.
+                s.script("pause", "sleep 2")?;
+                ensure!(logs(&["--since=1s"])?.is_empty());
+                Ok(())
             },
         },
+    ]
+}
+
+fn changes() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-cli] Kubectl client Kubectl diff should check if kubectl diff finds a difference for Deployments [Conformance]",
             run: |s| {
@@ -217,6 +245,11 @@ pub fn cases() -> Vec<Case> {
                 Ok(())
             },
         },
+    ]
+}
+
+fn proxies() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-cli] Kubectl client Proxy server should support --unix-socket=/path [Conformance]",
             run: |s| {
@@ -235,6 +268,11 @@ pub fn cases() -> Vec<Case> {
                 has(&ask(std::net::TcpStream::connect(&address)?)?, &["APIVersions"])
             },
         },
+    ]
+}
+
+fn controllers() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-cli] Kubectl client Update Demo should create and stop a replication controller [Conformance]",
             run: |s| {
@@ -271,105 +309,5 @@ pub fn cases() -> Vec<Case> {
                 Ok(())
             },
         },
-        Case {
-            name: "[sig-cli] Kubectl logs logs should be able to retrieve and filter logs [Conformance]",
-            run: |s| {
-                s.ready(pod("logs", "for i in 1 2 3; do echo line $i of this log; done; sleep 600", |_| ()))?;
-                let logs = |more: &[&str]| s.kubectl(&[&["logs", "logs", "main"], more].concat());
-                ensure!(logs(&[])?.lines().count() == 3);
-                ensure!(logs(&["--tail=1"])? == "line 3 of this log\n");
-                ensure!(logs(&["--limit-bytes=1"])? == "l");
-                let stamped = logs(&["--tail=1", "--timestamps"])?;
-                let stamp = stamped.split(' ').next().unwrap_or_default();
-                ensure!(stamp.len() >= "2026-01-01T00:00:00Z".len() && stamp.contains('T'), "{stamped}");
-                ensure!(logs(&["--since=24h"])?.lines().count() == 3);
-                // Nothing was said in the last second once a second has passed.
-                s.script("pause", "sleep 2")?;
-                ensure!(logs(&["--since=1s"])?.is_empty());
-                Ok(())
-            },
-        },
     ]
-}
-
-/// Objects of the network group that need no traffic.
-pub fn network_cases() -> Vec<Case> {
-    vec![
-        Case {
-            name: "[sig-network] Endpoints should test the lifecycle of an Endpoint [Conformance]",
-            run: |s| {
-                let subsets = json!([{"addresses": [{"ip": "10.0.0.24"}], "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}]);
-                s.create("endpoints", json!({"kind": "Endpoints", "metadata": {"name": "e", "labels": {"test-endpoint-static": "true"}}, "subsets": subsets}))?;
-                let all = s.path("/api/v1/endpoints?labelSelector=test-endpoint-static%3Dtrue")?;
-                ensure!(all["items"].as_array().is_some_and(|items| !items.is_empty()));
-                let mut read = s.get("endpoints", "e")?;
-                read["metadata"]["labels"]["test-service"] = "updated".into();
-                s.update("endpoints", &read)?;
-                let patch = json!({"metadata": {"labels": {"test-service": "patched"}}, "subsets": [{"addresses": [{"ip": "10.0.0.25"}], "ports": [{"name": "http-test", "port": 8080, "protocol": "TCP"}]}]});
-                let patched = s.merge("endpoints", "e", "", patch)?;
-                ensure!(patched["subsets"][0]["addresses"][0]["ip"] == "10.0.0.25", "{patched}");
-                s.delete_all("endpoints", "test-endpoint-static=true")?;
-                s.wait_gone("endpoints", "e")
-            },
-        },
-        Case {
-            name: "[sig-network] Services should complete a service status lifecycle [Conformance]",
-            run: |s| {
-                s.create("services", json!({"kind": "Service", "metadata": {"name": "svc", "labels": {"test-service-static": "true"}}, "spec": {"type": "LoadBalancer", "ports": [{"name": "http", "port": 80, "targetPort": 80}]}}))?;
-                let path = format!("/api/v1/namespaces/{}/services/svc/status", s.namespace);
-                ensure!(s.path(&path)?["status"]["loadBalancer"].is_object());
-                let patch = json!({"metadata": {"annotations": {"patchedstatus": "true"}}, "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}}});
-                let patched = s.merge("services", "svc", "status", patch)?;
-                ensure!(patched["status"]["loadBalancer"]["ingress"][0]["ip"] == "203.0.113.1", "{patched}");
-                let mut read = s.path(&path)?;
-                read["status"]["conditions"] = json!([{"type": "StatusUpdate", "status": "True", "reason": "E2E",
-                    "message": "Set from e2e test", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
-                let put = s.send(http::Method::PUT, &path, &read)?;
-                ensure!(put["status"]["conditions"][0]["type"] == "StatusUpdate", "{put}");
-                s.merge("services", "svc", "", json!({"metadata": {"labels": {"test-service": "patched"}}}))?;
-                s.kubectl(&["delete", "service", "svc"])?;
-                s.wait_gone("services", "svc")
-            },
-        },
-        Case {
-            name: "[sig-network] Services should find a service from listing all namespaces [Conformance]",
-            run: |s| {
-                let all = s.path("/api/v1/services")?;
-                let found = |v: &serde_json::Value| {
-                    v["metadata"]["name"] == "kubernetes" && v["metadata"]["namespace"] == "default"
-                };
-                ensure!(all["items"].as_array().is_some_and(|items| items.iter().any(found)));
-                Ok(())
-            },
-        },
-        Case {
-            name: "[sig-network] EndpointSlice should create and delete EndpointSlices for a Service with a selector that matches no pods [Conformance]",
-            run: |s| no_pods(s, "endpointslices"),
-        },
-        Case {
-            name: "[sig-network] EndpointsController should create and delete Endpoints for a Service with a selector that matches no pods [Conformance]",
-            run: |s| no_pods(s, "endpoints"),
-        },
-        Case {
-            name: "[sig-network] API Server should have Endpoints and EndpointSlices pointing to API Server [Conformance]",
-            run: |s| {
-                let default = s.cluster.scope("default");
-                ensure!(
-                    default.get("endpoints", "kubernetes")?["subsets"][0]["addresses"][0]["ip"].is_string()
-                );
-                let slices = default.list("endpointslices", "kubernetes.io/service-name=kubernetes")?;
-                ensure!(!slices.is_empty() && slices[0]["endpoints"][0]["addresses"][0].is_string());
-                Ok(())
-            },
-        },
-    ]
-}
-
-fn no_pods(s: &Scope<'_>, resource: &str) -> anyhow::Result<()> {
-    s.create("services", json!({"kind": "Service", "metadata": {"name": "empty"}, "spec": {"selector": {"does-not": "match"}, "ports": [{"port": 80}]}}))?;
-    let made = s.wait_any(resource, "", "its endpoints", |e| {
-        e["metadata"]["name"] == "empty" || e["metadata"]["labels"]["kubernetes.io/service-name"] == "empty"
-    })?;
-    s.kubectl(&["delete", "service", "empty"])?;
-    s.wait_gone(resource, made["metadata"]["name"].as_str().unwrap_or_default())
 }

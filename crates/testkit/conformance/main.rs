@@ -50,7 +50,6 @@ fn main() -> std::process::ExitCode {
         workloads::cases(),
         records::cases(),
         commands::cases(),
-        commands::network_cases(),
         machinery::cases(),
     ];
     testkit::runner::main(&groups.concat())

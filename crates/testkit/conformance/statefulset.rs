@@ -71,7 +71,7 @@ fn updated(s: &Scope<'_>, name: &str, n: u32) -> anyhow::Result<Value> {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
-    [running(), api()].concat()
+    [running(), updating(), api()].concat()
 }
 
 fn running() -> Vec<Case> {
@@ -125,6 +125,11 @@ fn running() -> Vec<Case> {
                 ["ss-0", "ss-1", "ss-2"].iter().try_for_each(|pod| s.wait_gone("pods", pod))
             },
         },
+    ]
+}
+
+fn updating() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should perform rolling updates and roll backs of template modifications [Conformance]",
             run: |s| {

@@ -83,7 +83,7 @@ fn adopts(s: &Scope<'_>, kind: &str, resource: &str) -> anyhow::Result<()> {
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
-    [deployments(), sets(), controllers(), daemons(), jobs()].concat()
+    [deployments(), sets(), controllers(), daemons(), daemon_objects(), jobs()].concat()
 }
 
 fn deployments() -> Vec<Case> {
@@ -391,6 +391,11 @@ fn daemons() -> Vec<Case> {
                 Ok(())
             },
         },
+    ]
+}
+
+fn daemon_objects() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-apps] Daemon set [Serial] should list and delete a collection of DaemonSets [Conformance]",
             run: |s| {
