@@ -66,6 +66,7 @@ pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
         "data": {"since": server.registry.clock().now().strftime("%Y-%m-%d").to_string()}});
     ensure(server, "", "configmaps", since).await?;
     own_service(server, addresses).await?;
+    crate::flow::run(server).await?;
     server.ready.store(true, Ordering::Release);
     Ok(())
 }
@@ -106,7 +107,7 @@ fn place(object: &Value) -> (String, String) {
 }
 
 /// Creates an object unless it is there. Returns the one that was there.
-async fn ensure(
+pub(crate) async fn ensure(
     server: &Server,
     group: &str,
     resource: &str,

@@ -112,12 +112,34 @@ impl Admit for Admission {
         object: &mut Map<String, Value>,
         old: Option<&Map<String, Value>>,
     ) -> Result<(), Status> {
-        self.0.check_escalation(attributes, object, old).await?;
-        admission::mutate(&request(attributes), object, old, &Objects(&self.0))?;
-        dynamic::mutate(&self.0, attributes, None, object, old, &self.1).await
+        let began = std::time::Instant::now();
+        let mut done = self.0.check_escalation(attributes, object, old).await;
+        if done.is_ok() {
+            done = admission::mutate(&request(attributes), object, old, &Objects(&self.0));
+        }
+        if done.is_ok() {
+            done = dynamic::mutate(&self.0, attributes, None, object, old, &self.1).await;
+        }
+        self.0.metrics.admission("admit", attributes.operation, done.is_err(), began.elapsed());
+        done
     }
 
     async fn validate(
+        &self,
+        attributes: &Attributes<'_>,
+        object: Option<&Map<String, Value>>,
+        old: Option<&Map<String, Value>>,
+    ) -> Result<(), Status> {
+        let began = std::time::Instant::now();
+        let done = self.judge(attributes, object, old).await;
+        self.0.metrics.admission("validate", attributes.operation, done.is_err(), began.elapsed());
+        done
+    }
+}
+
+impl Admission {
+    /// Everything that may refuse a write.
+    async fn judge(
         &self,
         attributes: &Attributes<'_>,
         object: Option<&Map<String, Value>>,

@@ -39,7 +39,30 @@ pub fn serve(server: &Server, request: &Request<Body>, query: &Query) -> Result<
                     (prefix.trim_start_matches("/registry/").trim_end_matches('/').to_owned(), n)
                 })
                 .collect();
-            Ok(body::typed(200, "text/plain; version=0.0.4; charset=utf-8", server.metrics.render(&objects)))
+            let text = server.metrics.render(&objects) + &server.flow.metrics();
+            let accept = request.headers().get(http::header::ACCEPT).and_then(|v| v.to_str().ok());
+            if accept.is_some_and(|a| a.contains("application/openmetrics-text")) {
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                return Ok(body::typed(200, kind, crate::metrics::open_metrics(&text)));
+            }
+            Ok(body::typed(200, "text/plain; version=0.0.4; charset=utf-8", text))
+        }
+        ["metrics", "slis"] => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            Ok(body::typed(200, kind, crate::metrics::slis(&checks(server))))
+        }
+        ["debug", "api_priority_and_fairness", which] => {
+            let now = server.registry.clock().now();
+            let ago = |seconds: f64| {
+                let then = now.checked_sub(std::time::Duration::from_secs_f64(seconds.max(0.0)));
+                schema::time::micros(then.unwrap_or(now))
+            };
+            let details = !query.get("includeRequestDetails").is_empty();
+            server
+                .flow
+                .dump(which, details, &ago)
+                .map(|text| body::text(200, text))
+                .ok_or_else(Status::path_not_found)
         }
         [".well-known", "openid-configuration"] => {
             let keys = format!("{}/openid/v1/jwks", server.tokens.issuer());
@@ -74,6 +97,18 @@ pub fn version() -> serde_json::Value {
         "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none",
         "compiler": "rustc", "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
     })
+}
+
+/// The checks behind the health endpoints, as `/metrics/slis` shows them: name, endpoint, state.
+fn checks(server: &Server) -> Vec<(&'static str, &'static str, bool)> {
+    let (ready, stopping) = (server.ready.load(Ordering::Acquire), server.shutdown.is_cancelled());
+    vec![
+        ("ping", "healthz", true),
+        ("ping", "livez", true),
+        ("ping", "readyz", true),
+        ("poststarthook/bootstrap", "readyz", ready),
+        ("shutdown", "readyz", !stopping),
+    ]
 }
 
 fn health(server: &Server, check: &str, query: &Query) -> Answer {

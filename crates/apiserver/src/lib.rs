@@ -6,6 +6,7 @@
 //! **Invariant:** knows nothing of controllers, and has no handler for a single kind except the reviews and
 //! subresources that have no storage of their own.
 
+pub mod audit;
 pub mod authorize;
 pub mod body;
 pub mod bootstrap;
@@ -15,6 +16,8 @@ pub mod discovery;
 mod dynamic;
 pub mod endpoints;
 pub mod escalation;
+mod eviction;
+pub mod flow;
 pub mod follow;
 mod impersonate;
 pub mod kubelet;
@@ -28,6 +31,7 @@ pub mod reviews;
 pub mod serve;
 pub mod server;
 pub mod subresource;
+pub mod timeout;
 pub mod transcode;
 pub mod verbs;
 pub mod watch;

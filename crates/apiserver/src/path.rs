@@ -157,6 +157,13 @@ fn lower(method: &Method) -> &'static str {
 }
 
 impl RequestInfo {
+    /// Whether the request takes as long as its client likes: no time limit and no seats beyond its beginning.
+    pub fn is_long_running(&self) -> bool {
+        self.verb == "watch"
+            || (self.is_resource
+                && matches!(self.subresource.as_str(), "attach" | "exec" | "log" | "portforward" | "proxy"))
+    }
+
     fn set(&mut self, resource: &str, rest: &[&str]) {
         self.resource = resource.into();
         match rest {

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
+use crate::audit::PeerAddress;
 use crate::server::{PeerCertificate, Server};
 
 /// Longest TLS handshake.
@@ -57,8 +58,8 @@ pub async fn listen(server: Server, listener: TcpListener, tls: Arc<ServerConfig
             accepted = listener.accept() => accepted,
             () = server.shutdown.cancelled() => break,
         };
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -69,7 +70,7 @@ pub async fn listen(server: Server, listener: TcpListener, tls: Arc<ServerConfig
         let watcher = drain.watcher();
         tokio::spawn(async move {
             let _place = place;
-            serve_connection(server, acceptor, builder, watcher, tcp).await;
+            serve_connection(server, acceptor, builder, watcher, (tcp, peer)).await;
         });
     }
     if tokio::time::timeout(DRAIN_MAX, drain.shutdown()).await.is_err() {
@@ -82,7 +83,7 @@ async fn serve_connection(
     acceptor: TlsAcceptor,
     builder: Arc<auto::Builder<TokioExecutor>>,
     watcher: hyper_util::server::graceful::Watcher,
-    tcp: TcpStream,
+    (tcp, peer): (TcpStream, std::net::SocketAddr),
 ) {
     tcp.set_nodelay(true).ok();
     let tls = match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(tcp)).await {
@@ -94,6 +95,7 @@ async fn serve_connection(
     let certificate = leaf.map(|c| PeerCertificate(Arc::from(c.as_ref())));
     let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         let server = server.clone();
+        request.extensions_mut().insert(PeerAddress(peer.ip()));
         if let Some(certificate) = &certificate {
             request.extensions_mut().insert(certificate.clone());
         }

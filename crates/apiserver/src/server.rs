@@ -1,6 +1,6 @@
 //! The filter chain: one function from request to answer, the same for sockets and in-process callers.
 //!
-//! panic guard -> authentication -> impersonation -> in-flight limits -> authorization -> dispatch.
+//! panic guard -> authentication -> impersonation -> audit -> flow control -> authorization -> dispatch.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,21 +15,16 @@ use http::{Request, header};
 use meta::{Reason, Status, UserInfo};
 use registry::Registry;
 use stdx::Random;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::authorize::{Authorizer, Selectors};
 use crate::body::{self, Answer, Body};
 use crate::chain::Admission;
+use crate::flow::estimate::{self, Work};
 use crate::kubelet::KubeletClient;
 use crate::metrics::Metrics;
 use crate::path::{Query, RequestInfo, parse};
 use crate::verbs::Call;
-
-/// Requests that only read, at once (upstream's default).
-const READS_IN_FLIGHT_MAX: usize = 400;
-/// Requests that write, at once (upstream's default).
-const WRITES_IN_FLIGHT_MAX: usize = 200;
 
 /// The leaf certificate of the connection (DER), put among a request's extensions by the listener.
 #[derive(Debug, Clone)]
@@ -63,8 +58,10 @@ pub struct Parts {
     pub shutdown: CancellationToken,
     /// Becomes true once the server has written what every cluster starts with.
     pub ready: std::sync::atomic::AtomicBool,
-    pub(crate) reads: Semaphore,
-    pub(crate) writes: Semaphore,
+    /// What may run now.
+    pub flow: Arc<crate::flow::Flow>,
+    pub(crate) audit: Option<crate::audit::Audit>,
+    pub(crate) limits: Limits,
     pub(crate) discovery: crate::discovery::Cache,
     pub(crate) quotas: crate::quota::Locks,
     pub(crate) webhooks: crate::webhook::Pool,
@@ -94,6 +91,29 @@ pub struct Config {
     pub random: Arc<dyn Random>,
     /// Ends watches and refuses new requests.
     pub shutdown: CancellationToken,
+    /// How much and how long.
+    pub limits: Limits,
+    /// What is written down about requests; `None` for nothing.
+    pub audit: Option<crate::audit::Audit>,
+}
+
+/// How much is served at once, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Requests at once, all priority levels together.
+    pub requests_in_flight: u64,
+    /// Longest time of a request that is not long by nature.
+    pub request_time: std::time::Duration,
+    /// Shortest time of a watch without a limit of its own; it lasts up to twice as long.
+    pub watch_time: std::time::Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // Upstream's: 400 that read and 200 that write, a minute, half an hour.
+        let seconds = std::time::Duration::from_secs;
+        Limits { requests_in_flight: 600, request_time: seconds(60), watch_time: seconds(1800) }
+    }
 }
 
 impl Server {
@@ -120,8 +140,9 @@ impl Server {
             random: config.random,
             shutdown: config.shutdown,
             ready: false.into(),
-            reads: Semaphore::new(READS_IN_FLIGHT_MAX),
-            writes: Semaphore::new(WRITES_IN_FLIGHT_MAX),
+            flow: Arc::new(crate::flow::Flow::new(config.limits.requests_in_flight)),
+            audit: config.audit,
+            limits: config.limits,
             discovery: crate::discovery::Cache::default(),
             quotas: crate::quota::Locks::default(),
             webhooks: crate::webhook::Pool::default(),
@@ -145,6 +166,7 @@ impl Server {
     async fn guarded(&self, request: Request<Body>) -> Answer {
         let started = std::time::Instant::now();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let apply = crate::negotiate::content_type(request.headers()) == "application/apply-patch+yaml";
         let guarded = AssertUnwindSafe(self.chain(request)).catch_unwind().await;
         let (info, answer) = guarded.unwrap_or_else(|_| {
             tracing::error!(%method, path, "a handler panicked");
@@ -153,7 +175,8 @@ impl Server {
                 body::failure(&Status::internal("the handler of this request panicked; this is a bug")),
             )
         });
-        self.metrics.observe(&info, answer.status().as_u16(), started.elapsed());
+        let size = http_body::Body::size_hint(answer.body()).exact();
+        self.metrics.observe(&info, apply, answer.status().as_u16(), started.elapsed(), size);
         answer
     }
 
@@ -161,12 +184,102 @@ impl Server {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = parse(request.method(), request.uri().path(), &query);
         let form = crate::transcode::Form::of(&request, &query);
+        let id = crate::audit::id(request.headers());
         let answer = match self.authenticate(&mut request).await {
-            Ok(user) => self.authorized(request, &info, &query, user).await,
-            Err(status) => body::failure(&status),
+            Ok(user) => Box::pin(self.recorded(request, &info, &query, user, &id)).await,
+            Err(status) => {
+                if let Some(audit) = &self.audit {
+                    audit.refused(self, &request, &info, &id, &status);
+                }
+                body::failure(&status)
+            }
         };
-        let answer = crate::transcode::finish(answer, form).await;
+        let mut answer = crate::transcode::finish(answer, form).await;
+        answer.headers_mut().insert("audit-id", id);
         (info, answer)
+    }
+
+    /// Answers a request and writes down what the audit policy wants.
+    async fn recorded(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        query: &Query,
+        user: UserInfo,
+        id: &http::HeaderValue,
+    ) -> Answer {
+        let record = self.audit.as_ref().and_then(|audit| audit.received(self, &request, info, &user, id));
+        let Some(record) = record else { return self.limited(request, info, query, user).await };
+        let request = match record.with_body(request).await {
+            Ok(request) => request,
+            Err(status) => return record.complete(body::failure(&status)).await,
+        };
+        let run = self.limited(request, info, query, user);
+        let answer = crate::audit::TRAIL.scope(record.trail(), run).await;
+        record.complete(answer).await
+    }
+
+    /// Answers a request when flow control lets it run, within its time.
+    async fn limited(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        query: &Query,
+        user: UserInfo,
+    ) -> Answer {
+        let long = info.is_long_running();
+        if long && info.verb != "watch" {
+            return self.authorized(request, info, query, user).await;
+        }
+        let time = match crate::timeout::of(query, self.limits.request_time) {
+            Ok(time) => time,
+            Err(status) if !long => return body::failure(&status),
+            Err(_) => self.limits.request_time,
+        };
+        let path = request.uri().path().to_owned();
+        let asked = crate::flow::Asked { info, path: &path, user: &user };
+        let permit = match self.flow.admit(asked, |most| self.work(info, query, most)).await {
+            Ok(permit) => permit,
+            Err(refused) => return refused.answer(),
+        };
+        let _counted = self.metrics.begin(info);
+        let run = self.authorized(request, info, query, user);
+        let mut answer = if long {
+            run.await
+        } else {
+            // What was begun may still be committed: the words say so to clients.
+            let late = || body::failure(&crate::timeout::exceeded());
+            tokio::time::timeout(time, run).await.unwrap_or_else(|_| late())
+        };
+        permit.mark(&mut answer);
+        answer
+    }
+
+    /// The seats a request takes.
+    fn work(&self, info: &RequestInfo, query: &Query, most: u64) -> Work {
+        if !info.is_resource || info.verb == "get" {
+            return Work::ONE;
+        }
+        let table = self.registry.table();
+        let Some(def) = table.find(&info.group, &info.version, &info.resource).filter(|d| d.is_stored())
+        else {
+            return Work::ONE;
+        };
+        let kind = self.registry.cacher().kind(&def.storage_prefix());
+        let version = query.get("resourceVersion");
+        match info.verb {
+            "watch" if !query.flag("sendInitialEvents") && !matches!(version, "" | "0") => Work::ONE,
+            "list" | "watch" => {
+                let stored = estimate::Stored { count: kind.len() as u64, bytes_each: kind.sampled_bytes() };
+                let cached = info.verb == "watch"
+                    || (query.get("continue").is_empty() && query.get("resourceVersionMatch") != "Exact");
+                let limit = query.get("limit").parse().unwrap_or(0);
+                estimate::list(stored, limit, !info.name.is_empty(), cached, most)
+            }
+            // A token is no object that anybody watches.
+            _ if info.subresource == "token" => Work::ONE,
+            _ => estimate::write(kind.watchers(&info.namespace) as u64, most),
+        }
     }
 
     /// Who makes the request; in-process callers say it themselves.
@@ -180,7 +293,11 @@ impl Server {
                 self.authenticator.authenticate(bearer.as_deref(), certificate.as_deref(), &path).await?
             }
         };
-        self.impersonate(request.headers(), user).await
+        let acting = self.impersonate(request.headers(), user.clone()).await?;
+        if acting != user {
+            request.extensions_mut().insert(crate::audit::RealUser(user));
+        }
+        Ok(acting)
     }
 
     async fn authorized(
@@ -197,13 +314,13 @@ impl Server {
             label_selector: selectors.labels.as_ref(),
             ..attributes(info, &user, &path)
         };
-        if let Decision::NoOpinion(reason) | Decision::Deny(reason) = self.authorize(&attributes).await {
-            return body::failure(&attributes.forbidden(&reason));
+        match self.authorize(&attributes).await {
+            Decision::Allow(reason) => crate::audit::authorized(true, &reason),
+            Decision::NoOpinion(reason) | Decision::Deny(reason) => {
+                crate::audit::authorized(false, &reason);
+                return body::failure(&attributes.forbidden(&reason));
+            }
         }
-        let _permit = match self.permit(info) {
-            Ok(permit) => permit,
-            Err(status) => return body::failure(&status),
-        };
         let answered = if info.is_resource {
             let answered = self.resource(request, info, query, &user).await;
             answered.map(|mut answer| {
@@ -214,26 +331,6 @@ impl Server {
             crate::endpoints::serve(self, &request, query)
         };
         answered.unwrap_or_else(|status| body::failure(&status))
-    }
-
-    /// A place among the requests in flight. Long-running requests need none.
-    fn permit(&self, info: &RequestInfo) -> Result<Option<tokio::sync::SemaphorePermit<'_>>, Status> {
-        let long = info.verb == "watch"
-            || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
-        if long || !info.is_resource {
-            return Ok(None);
-        }
-        let pool = if matches!(info.verb, "get" | "list") { &self.reads } else { &self.writes };
-        pool.try_acquire().map(Some).map_err(|_| {
-            let mut status = Status::new(
-                429,
-                Reason::TooManyRequests,
-                "The server has received too many requests and has asked us to try again later",
-            );
-            status.details =
-                Some(Box::new(meta::status::Details { retry_after_seconds: 1, ..Default::default() }));
-            status
-        })
     }
 
     /// A request for a resource, allowed already.

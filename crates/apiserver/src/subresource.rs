@@ -3,9 +3,9 @@
 
 use auth::token::{KubernetesClaims, ObjectRef};
 use http::Request;
-use meta::{FieldError, Reason, Status, UserInfo};
+use meta::{FieldError, Status, UserInfo};
 use registry::write::{meta_text, metadata};
-use registry::{DeleteOptions, ResourceDef, Target};
+use registry::{ResourceDef, Target};
 use serde_json::{Map, Value, json};
 
 use crate::body::{self, Answer, Body};
@@ -49,7 +49,7 @@ pub async fn serve(
             let object = admit(server, &call, ("", "v1", "Binding"), object).await?;
             bind(server, &call, &info.name, &object).await
         }
-        ("eviction", "post") => evict(server, &call, body).await,
+        ("eviction", "post") => crate::eviction::evict(server, &call, body).await,
         ("token", "post") => token(server, &call, body).await,
         (_, "get") => server.get(&call).await,
         (_, "put") => server.update(&call, body).await,
@@ -107,7 +107,7 @@ async fn connect(
 }
 
 /// Asks admission about something posted to a subresource, and gives back what it has made of it.
-async fn admit(
+pub(crate) async fn admit(
     server: &Server,
     call: &Call<'_>,
     kind: (&str, &str, &str),
@@ -126,7 +126,7 @@ async fn admit(
 }
 
 /// Decodes a body of a kind that is no resource of its own.
-fn decode_as(
+pub(crate) fn decode_as(
     group: &str,
     version: &str,
     kind: &str,
@@ -200,90 +200,6 @@ pub async fn bind(
         201,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
     ))
-}
-
-/// Evicts a pod where its disruption budgets allow it.
-async fn evict(server: &Server, call: &Call<'_>, body: bytes::Bytes) -> Result<Answer, Status> {
-    let eviction = decode_as("policy", "v1", "Eviction", call, &body)?;
-    let eviction = admit(server, call, ("policy", "v1", "Eviction"), eviction).await?;
-    let named = meta_text(&eviction, "name");
-    if !named.is_empty() && named != call.info.name {
-        return Err(Status::bad_request(format!(
-            "name in URL does not match name in Eviction object: {named} != {}",
-            call.info.name
-        )));
-    }
-    let delete: DeleteOptions = match eviction.get("deleteOptions") {
-        Some(options) => {
-            serde_json::from_value(options.clone()).map_err(|e| Status::bad_request(e.to_string()))?
-        }
-        None => DeleteOptions::default(),
-    };
-    let pod = server.registry.get(call.def, &call.info.namespace, &call.info.name, "").await?;
-    spend_disruption(server, call, &pod.to_value()).await?;
-    let mut options = call.write_options()?;
-    options.dry_run |= delete.dry_run.iter().any(|d| d == "All");
-    let target = Target { subresource: "", ..call.target() };
-    server.registry.delete(target, &delete, &options, &server.admission()).await?;
-    Ok(body::json(
-        201,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
-    ))
-}
-
-/// Takes one disruption from the budget that covers a pod; 429 when there is none left.
-async fn spend_disruption(server: &Server, call: &Call<'_>, pod: &Value) -> Result<(), Status> {
-    let phase = pod["status"]["phase"].as_str().unwrap_or_default();
-    if matches!(phase, "Succeeded" | "Failed" | "Pending") || pod["metadata"]["deletionTimestamp"].is_string()
-    {
-        return Ok(());
-    }
-    let table = server.registry.table();
-    let budgets = table.find("policy", "v1", "poddisruptionbudgets").ok_or_else(Status::path_not_found)?;
-    let all = server.registry.cacher().kind(&budgets.storage_prefix()).snapshot(Some(&call.info.namespace));
-    let covers = |budget: &Value| {
-        let selector = &budget["spec"]["selector"];
-        meta::LabelSelector::from_json(selector)
-            .is_ok_and(|s| selector.is_object() && s.matches_with(|k| pod["metadata"]["labels"][k].as_str()))
-    };
-    let covering: Vec<Value> = all.iter().map(|o| o.to_value()).filter(covers).collect();
-    let budget = match covering.as_slice() {
-        [] => return Ok(()),
-        [one] => one,
-        _ => {
-            return Err(Status::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
-        }
-    };
-    let name = budget["metadata"]["name"].as_str().unwrap_or_default();
-    let now = schema::time::seconds(server.registry.clock().now());
-    let refuse = |status: &Value| {
-        let mut refused = Status::new(
-            429,
-            Reason::TooManyRequests,
-            "Cannot evict pod as it would violate the pod's disruption budget.",
-        );
-        let message = format!(
-            "The disruption budget {name} needs {} healthy pods and has {} currently",
-            status["desiredHealthy"].as_i64().unwrap_or(0),
-            status["currentHealthy"].as_i64().unwrap_or(0)
-        );
-        let cause = meta::status::Cause { reason: "DisruptionBudget".into(), message, field: String::new() };
-        refused.details = Some(Box::new(meta::status::Details { causes: vec![cause], ..Default::default() }));
-        refused
-    };
-    let change = |budget: &mut Map<String, Value>| {
-        let status = budget.get("status").cloned().unwrap_or_default();
-        let left = status["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if left <= 0 {
-            return Err(refuse(&status));
-        }
-        budget["status"]["disruptionsAllowed"] = (left - 1).into();
-        budget["status"]["disruptedPods"][&call.info.name] = now.as_str().into();
-        Ok(true)
-    };
-    server.registry.modify(budgets, &call.info.namespace, name, &change).await.map(drop)
 }
 
 /// Issues a token for a ServiceAccount (TokenRequest).

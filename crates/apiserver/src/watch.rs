@@ -19,9 +19,6 @@ use crate::negotiate::{Media, Shape};
 use crate::server::Server;
 use crate::verbs::Call;
 
-/// Length of a watch without `timeoutSeconds`: this plus up to as much again, so that clients do not all
-/// come back at once.
-const DEFAULT_SECONDS_MIN: u64 = 1800;
 /// Time between bookmarks.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(55);
 /// Events joined into one write while they are there.
@@ -44,6 +41,7 @@ struct Stream {
     gvr: (Box<str>, Box<str>, Box<str>),
     columns_sent: bool,
     server: Server,
+    counted: crate::metrics::OpenWatch,
 }
 
 impl Stream {
@@ -63,6 +61,7 @@ impl Stream {
     }
 
     async fn frame_of(&mut self, seen: &Seen) -> Bytes {
+        self.counted.sent(1);
         let object = seen.event.object.clone();
         if !self.watch.late.is_everything() {
             // What an object is to this watcher depends on fields of the version it watches.
@@ -97,6 +96,7 @@ impl Stream {
     }
 
     async fn added(&mut self, object: &Arc<Object>) -> Bytes {
+        self.counted.sent(1);
         if !self.watch.late.is_everything() && !self.selects(object.clone()).await {
             return Bytes::new();
         }
@@ -217,7 +217,11 @@ impl Server {
         let mut watch = self.registry.watch(def, namespace, &call.info.name, &options).await?;
         let seconds = match call.query.get("timeoutSeconds").parse::<u64>() {
             Ok(n) if n > 0 => n,
-            _ => DEFAULT_SECONDS_MIN + self.random.below(DEFAULT_SECONDS_MIN),
+            // Up to twice the least, so that clients do not all come back at once.
+            _ => {
+                let least = self.limits.watch_time.as_secs().max(1);
+                least + self.random.below(least)
+            }
         };
         let now = Instant::now();
         let stream = Stream {
@@ -233,6 +237,7 @@ impl Server {
             table: self.registry.table(),
             gvr: (def.group.clone(), def.version.clone(), def.resource.clone()),
             columns_sent: false,
+            counted: self.metrics.watch(call.info),
             server: self.clone(),
         };
         let frames = futures_util::stream::unfold(stream, |mut stream| async move {

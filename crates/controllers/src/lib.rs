@@ -12,11 +12,15 @@ use reconcile::Descriptor;
 pub mod bootstrap;
 pub mod certificates;
 pub mod clusterroleaggregation;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+mod follow;
 pub mod garbagecollector;
+mod history;
 pub mod job;
 pub mod namespace;
 pub mod nodelifecycle;
@@ -28,6 +32,7 @@ pub mod replicaset;
 pub mod resourcequota;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod tainteviction;
 pub mod tokens;
 pub mod ttlafterfinished;
@@ -51,8 +56,10 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         certificates::approving::descriptor(),
         certificates::cleaner::descriptor(),
         clusterroleaggregation::descriptor(),
+        cronjob::descriptor(),
         daemonset::descriptor(),
         deployment::descriptor(),
+        disruption::descriptor(),
         endpoints::descriptor(),
         endpointslice::descriptor(),
         garbagecollector::descriptor(),
@@ -66,6 +73,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         replicaset::replication_controller_descriptor(),
         resourcequota::descriptor(),
         serviceaccount::descriptor(),
+        statefulset::descriptor(),
         tainteviction::descriptor(),
         ttlafterfinished::descriptor(),
     ];

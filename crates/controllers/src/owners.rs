@@ -88,7 +88,8 @@ pub fn claims<T: Typed>(informer: &Informer<T>, owner: &ObjectMeta, selector: &L
     claims
 }
 
-/// Adopts and releases, and returns everything controlled afterwards.
+/// Adopts and releases, and returns everything controlled afterwards. An owner that holds its objects by a
+/// finalizer gives it to those it adopts.
 ///
 /// # Errors
 /// When the API refuses a patch; objects that are gone meanwhile are no error.
@@ -98,14 +99,17 @@ pub async fn claim<T: Typed>(
     owner_gvk: &Gvk,
     owner: &ObjectMeta,
     selector: &LabelSelector,
+    finalizer: Option<&str>,
 ) -> Result<Vec<Arc<T>>, ControlError> {
     let Claims { mut owned, adopt, release } = claims(informer, owner, selector);
     let uid = owner.uid.as_deref().unwrap_or_default();
     for object in adopt {
         let reference = controller_reference(owner_gvk, owner);
-        let patch = Patch::Strategic(json!({
-            "metadata": {"uid": object.uid(), "ownerReferences": [reference]}
-        }));
+        let mut metadata = json!({"uid": object.uid(), "ownerReferences": [reference]});
+        if let Some(finalizer) = finalizer {
+            metadata["finalizers"] = json!([finalizer]);
+        }
+        let patch = Patch::Strategic(json!({"metadata": metadata}));
         match client.patch_typed::<T>(object.namespace(), object.name(), "", &patch).await {
             Ok(adopted) => owned.push(Arc::new(adopted)),
             Err(error) if error.is_not_found() || error.is_invalid() => {}

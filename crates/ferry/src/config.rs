@@ -127,6 +127,13 @@ pub struct UpOptions {
     /// api/alpha, GROUP/VERSION or GROUP/VERSION/RESOURCE.
     #[arg(long, value_delimiter = ',', value_name = "KEY=BOOL")]
     pub runtime_config: Vec<String>,
+    /// When the node is short of memory, disk, inodes or process ids: SIGNAL<VALUE, separated by commas, as the
+    /// kubelet's option of this name has it.
+    #[arg(long, default_value = "", value_name = "LIST")]
+    pub eviction_hard: String,
+    /// How the API server serves.
+    #[command(flatten)]
+    pub serving: crate::serving::Serving,
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',')]
     pub disable: Vec<Part>,

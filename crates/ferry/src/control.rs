@@ -21,8 +21,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Part, UpOptions};
 use crate::paths::Paths;
 
-/// Time that history is kept for watchers and pages, as upstream keeps it.
-const COMPACTION_EVERY: Duration = Duration::from_secs(300);
 /// Ports of NodePort Services.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
@@ -101,6 +99,8 @@ impl ControlPlane {
             kubelets: KubeletClient::new(kubelet_tls(&pki)?),
             random: env.random.clone(),
             shutdown: env.cancel.child_token(),
+            limits: options.serving.limits(),
+            audit: options.serving.audit()?,
         });
 
         let listener = TcpListener::bind((options.bind_address, options.https_port))
@@ -142,9 +142,12 @@ impl ControlPlane {
 
     fn spawn_loops(&mut self, env: &Environment, store: Arc<dyn Store>, rotator: Rotator) {
         let cancel = env.cancel.clone();
-        self.tasks.spawn(async move {
-            tokio::select! { () = cancel.cancelled() => {}, () = compact(store) => {} }
-        });
+        let every = env.options.serving.etcd_compaction_interval;
+        if !every.is_zero() {
+            self.tasks.spawn(async move {
+                tokio::select! { () = cancel.cancelled() => {}, () = compact(store, every) => {} }
+            });
+        }
         let (cancel, kubelets, pki) = (env.cancel.clone(), self.server.kubelets.clone(), self.pki.clone());
         self.tasks.spawn(async move {
             tokio::select! {
@@ -232,10 +235,10 @@ fn server_names(env: &Environment, service: IpAddr) -> anyhow::Result<Names> {
 }
 
 /// Gives up history that is older than one interval, as long as there is any.
-async fn compact(store: Arc<dyn Store>) {
+async fn compact(store: Arc<dyn Store>, every: Duration) {
     let mut last = None;
     loop {
-        tokio::time::sleep(COMPACTION_EVERY).await;
+        tokio::time::sleep(every).await;
         let Ok(now) = store.revision().await else { return };
         if let Some(then) = last.filter(|then| *then < now)
             && let Err(error) = store.compact(then).await

@@ -16,6 +16,7 @@ mod paths;
 mod preflight;
 mod progress;
 mod services;
+mod serving;
 mod up;
 
 use std::process::ExitCode;

@@ -67,6 +67,7 @@ impl Node {
         let images = open_images(env)?;
         let runtime = open_runtime(env, images.clone(), network).await?;
         let mut config = kubelet::Config::new(&env.node_name, env.paths.root.clone());
+        config.eviction_hard = env.options.eviction_hard.parse().context("--eviction-hard")?;
         config.node_ips = vec![env.node_ip];
         config.cgroup_root = runtime.cgroup_root().display().to_string();
         config.cluster_dns = vec![env.options.cluster_dns];

@@ -69,8 +69,10 @@ pub struct Agent {
     pub machine: Machine,
     /// Workers by pod uid.
     pub workers: Arc<Workers>,
-    /// Pods that were admitted and have not ended.
+    /// Pods that were admitted and have not ended, with the resources they are allocated.
     pub admitted: Mutex<HashMap<String, Arc<Pod>>>,
+    /// Uids of pods whose resize waits for room.
+    pub deferred: Mutex<std::collections::HashSet<String>>,
 }
 
 /// The table of workers.
@@ -145,7 +147,41 @@ impl Agent {
 
     /// The pod no longer counts.
     pub fn discharge(&self, uid: &str) {
-        self.admitted.lock().remove(uid);
+        let counted = self.admitted.lock().remove(uid).is_some();
+        self.deferred.lock().remove(uid);
+        if counted {
+            self.tell_deferred(uid);
+        }
+    }
+
+    /// Whether there is room for a running pod with other resources.
+    pub fn judge_resize(&self, pod: &Pod) -> crate::resize::Judgement {
+        let admitted = self.admitted.lock();
+        let others: Vec<Arc<Pod>> =
+            admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, pod)| pod.clone()).collect();
+        crate::resize::judge(pod, &self.allocatable(), &others)
+    }
+
+    /// Counts a pod with what it is allocated; `deferred` if it waits for more.
+    pub fn note_allocation(&self, pod: &Arc<Pod>, deferred: bool) {
+        let before = self.admitted.lock().insert(pod.uid().to_owned(), pod.clone());
+        {
+            let mut waiting = self.deferred.lock();
+            match deferred {
+                true => drop(waiting.insert(pod.uid().to_owned())),
+                false => drop(waiting.remove(pod.uid())),
+            }
+        }
+        let total = |pod: &Pod| resources::pod_total(pod, resources::requests);
+        if before.is_some_and(|before| !Arc::ptr_eq(&before, pod) && total(&before) != total(pod)) {
+            self.tell_deferred(pod.uid());
+        }
+    }
+
+    /// Others may have become free: whoever waits for room looks again.
+    fn tell_deferred(&self, by: &str) {
+        let waiting: Vec<String> = self.deferred.lock().iter().filter(|uid| *uid != by).cloned().collect();
+        waiting.iter().for_each(|uid| self.workers.kick(uid));
     }
 
     /// Bytes of memory of the machine.

@@ -64,15 +64,18 @@ pub fn apply(mount: &Path, path: &str, values: Values) -> io::Result<()> {
     let cpu = within("cpu");
     fs::create_dir_all(&cpu)?;
     fs::write(cpu.join("cpu.shares"), values.cpu_shares.to_string())?;
-    if values.cpu_quota_us > 0 {
-        fs::write(cpu.join("cpu.cfs_quota_us"), values.cpu_quota_us.to_string())?;
-    }
+    // -1 stands for no limit; where there never was one nothing has to be written.
+    let limit = |file: PathBuf, value: i64| match (value > 0, file.exists()) {
+        (true, _) => fs::write(file, value.to_string()),
+        (false, true) => fs::write(file, "-1"),
+        (false, false) => Ok(()),
+    };
+    limit(cpu.join("cpu.cfs_quota_us"), values.cpu_quota_us)?;
+    let memory = within("memory");
     if values.memory_bytes > 0 {
-        let memory = within("memory");
         fs::create_dir_all(&memory)?;
-        fs::write(memory.join("memory.limit_in_bytes"), values.memory_bytes.to_string())?;
     }
-    Ok(())
+    limit(memory.join("memory.limit_in_bytes"), values.memory_bytes)
 }
 
 fn make(path: &Path) -> io::Result<()> {

@@ -51,6 +51,8 @@ pub struct Config {
     pub reserved_cpu_milli: i64,
     /// Memory kept from pods, in bytes.
     pub reserved_memory_bytes: i64,
+    /// When the node is short of something.
+    pub eviction_hard: crate::thresholds::Thresholds,
     /// Labels to register with.
     pub node_labels: BTreeMap<String, String>,
     /// Taints to register with.
@@ -82,6 +84,7 @@ impl Config {
             max_pods: 110,
             reserved_cpu_milli: 0,
             reserved_memory_bytes: 0,
+            eviction_hard: crate::thresholds::Thresholds::default(),
             node_labels: BTreeMap::new(),
             register_taints: Vec::new(),
             provider_id: None,

@@ -10,7 +10,7 @@ use api::prelude::*;
 use cri::ContainerFilter;
 
 use crate::agent::Agent;
-use crate::node::machine::{self, MEMORY_AVAILABLE_MIN, Pressure};
+use crate::node::machine::{self, Pressure};
 use crate::resources;
 use crate::spec::{self, mark};
 use crate::status::Verdict;
@@ -64,10 +64,10 @@ fn quantity(bytes: i64) -> String {
 }
 
 /// The verdict on a pod, in upstream's words.
-pub fn verdict(candidate: &Candidate, available: i64) -> Verdict {
+pub fn verdict(candidate: &Candidate, threshold: i64, available: i64) -> Verdict {
     let mut message = format!(
         "The node was low on resource: memory. Threshold quantity: {}, available: {}. ",
-        quantity(MEMORY_AVAILABLE_MIN),
+        quantity(threshold),
         quantity(available)
     );
     for (name, used) in &candidate.usage {
@@ -94,7 +94,9 @@ pub(crate) async fn watch(agent: Arc<Agent>) {
         }
         let candidates = candidates(&agent).await;
         let Some(chosen) = choose(&candidates) else { continue };
-        let verdict = verdict(chosen, machine::memory_available());
+        let bound = agent.config.eviction_hard.memory_available;
+        let threshold = bound.of(agent.memory_capacity().max(0) as u64) as i64;
+        let verdict = verdict(chosen, threshold, machine::memory_available());
         agent.recorder.warning(&*chosen.pod, EVICTED, verdict.message.clone());
         agent.workers.condemn(chosen.pod.uid(), verdict);
     }
@@ -148,7 +150,7 @@ mod tests {
     #[test]
     fn words() {
         assert_eq!(
-            verdict(&candidate("a", 0, "10Mi", 20), 50 << 20).message,
+            verdict(&candidate("a", 0, "10Mi", 20), 100 << 20, 50 << 20).message,
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. \
              Container c was using 20Mi, request is 10Mi, has larger consumption of memory. "
         );

@@ -159,6 +159,7 @@ impl Kubelet {
             node,
             workers,
             admitted: Mutex::default(),
+            deferred: Mutex::default(),
         });
         Ok((agent, pods))
     }

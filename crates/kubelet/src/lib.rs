@@ -20,12 +20,14 @@ pub mod observed;
 pub mod plan;
 pub mod probe;
 pub mod references;
+pub mod resize;
 pub mod resources;
 pub mod security;
 pub mod server;
 pub mod spec;
 pub mod status;
 pub mod streaming;
+pub mod thresholds;
 pub mod volume;
 mod worker;
 

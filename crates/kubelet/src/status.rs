@@ -41,6 +41,8 @@ pub struct Inputs<'a> {
     pub verdict: Option<&'a Verdict>,
     /// The pod has been told to end and nothing of it runs any more.
     pub terminated: bool,
+    /// How a change of its resources stands.
+    pub resize: &'a crate::resize::Progress,
     /// When the kubelet first saw it.
     pub start_time: Timestamp,
     /// Now.
@@ -266,6 +268,10 @@ fn condition(kind: &str, holds: bool, reason: &str, message: String) -> PodCondi
     }
 }
 
+/// Conditions of a resize: they are there as long as it is.
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
+
 /// The conditions a kubelet sets.
 fn conditions(pod: &Pod, status: &PodStatus, inputs: &Inputs<'_>) -> Vec<PodCondition> {
     let phase = status.phase.as_deref().unwrap_or_default();
@@ -332,6 +338,13 @@ fn conditions(pod: &Pod, status: &PodStatus, inputs: &Inputs<'_>) -> Vec<PodCond
     let sandbox = condition("PodReadyToStartContainers", has_sandbox, "", String::new());
     let scheduled = condition("PodScheduled", true, "", String::new());
     let mut all = vec![sandbox, initialized, ready, containers_ready, scheduled];
+    if let Some((reason, message)) = &inputs.resize.pending {
+        all.push(condition(RESIZE_PENDING, true, reason, message.clone()));
+    }
+    if let Some(problem) = &inputs.resize.in_progress {
+        let reason = if problem.is_empty() { "" } else { "Error" };
+        all.push(condition(RESIZE_IN_PROGRESS, true, reason, problem.clone()));
+    }
     if let Some(verdict) = inputs.verdict.filter(|verdict| verdict.reason == crate::evict::EVICTED) {
         all.push(condition("DisruptionTarget", true, "TerminationByKubelet", verdict.message.clone()));
     }
@@ -462,8 +475,14 @@ pub fn status_patch(pod: &Pod, old: &PodStatus, new: &PodStatus) -> Option<Value
         let gone: Vec<Value> = gone.filter(|ip| !list.contains(ip)).cloned().collect();
         list.extend(gone.into_iter().map(|ip| json!({"$patch": "delete", "ip": ip["ip"]})));
     }
-    if !changed.is_empty() {
-        let mut list = Vec::new();
+    let kept = conditions_of(new);
+    let over: Vec<&PodCondition> = (old_conditions.iter())
+        .filter(|c| [RESIZE_PENDING, RESIZE_IN_PROGRESS].contains(&c.type_.as_str()))
+        .filter(|c| !kept.iter().any(|k| k.type_ == c.type_))
+        .collect();
+    if !changed.is_empty() || !over.is_empty() {
+        let mut list: Vec<Value> =
+            over.iter().map(|c| json!({"$patch": "delete", "type": c.type_})).collect();
         for condition in changed {
             let mut value = serde_json::to_value(&condition).unwrap_or_default();
             let before = old_conditions.iter().find(|before| before.type_ == condition.type_);
@@ -495,6 +514,7 @@ mod tests {
             host_ips: &[],
             verdict: None,
             terminated: false,
+            resize: &crate::resize::Progress { pending: None, in_progress: None },
             start_time: at(0),
             now: at(100),
         }

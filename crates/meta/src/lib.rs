@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** knows nothing of HTTP, storage or any one kind.
 
+pub mod cron;
 pub mod gvk;
 pub mod names;
 pub mod object;

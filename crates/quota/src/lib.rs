@@ -97,13 +97,13 @@ pub fn resource_of(name: &str) -> Option<(&str, &str)> {
 
 /// Whether an operation on a resource is charged at all.
 pub fn is_charged(group: &str, resource: &str, subresource: &str, operation: &str) -> bool {
-    match (group, resource, subresource, operation) {
-        (_, _, "", "CREATE") => true,
-        ("", "pods", "resize", "UPDATE") => true,
-        ("", "services" | "persistentvolumeclaims", "", "UPDATE") => true,
-        ("resource.k8s.io", "resourceclaims", "", "UPDATE") => true,
-        _ => false,
-    }
+    matches!(
+        (group, resource, subresource, operation),
+        (_, _, "", "CREATE")
+            | ("", "pods", "resize", "UPDATE")
+            | ("", "services" | "persistentvolumeclaims", "", "UPDATE")
+            | ("resource.k8s.io", "resourceclaims", "", "UPDATE")
+    )
 }
 
 /// What an object costs at a point in time (pods past their end cost nothing but their count).

@@ -25,6 +25,9 @@ pub const WATCHER_BUFFER: usize = 2048;
 /// Longest wait for the cache to reach a revision before the client is told to retry.
 pub const FRESH_WAIT_MAX: Duration = Duration::from_secs(3);
 
+/// Objects looked at to know how large those of a kind are.
+const SAMPLED: usize = 8;
+
 /// What a watch event tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -209,6 +212,21 @@ impl KindCache {
     /// Whether there are no objects.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes of an object, about: the mean of a few.
+    pub fn sampled_bytes(&self) -> u64 {
+        let state = self.state.read();
+        let (count, bytes) = (state.objects.values().take(SAMPLED))
+            .fold((0u64, 0u64), |(n, sum), o| (n + 1, sum + o.bytes.len() as u64));
+        bytes.checked_div(count).unwrap_or(0)
+    }
+
+    /// Number of watchers that may see what happens in a namespace.
+    pub fn watchers(&self, namespace: &str) -> usize {
+        let state = self.state.read();
+        let sees = |w: &&Watcher| w.filter.namespace.as_ref().is_none_or(|ns| **ns == *namespace);
+        state.watchers.iter().filter(sees).count()
     }
 
     /// All objects of a namespace (or all), in key order.

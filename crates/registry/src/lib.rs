@@ -38,6 +38,7 @@ pub use delete::DeleteOptions;
 pub use read::{List, ListOptions};
 pub use resource::{ResourceDef, ResourceTable, Subresource};
 pub use runtime::{RuntimeConfig, RuntimeConfigError};
+pub use strategy::child;
 pub use write::{FieldValidation, Patch, Target, WriteOptions, Written};
 
 /// The server's state and the verbs over it.

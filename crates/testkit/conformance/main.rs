@@ -8,11 +8,17 @@ mod crd;
 mod crd_fields;
 mod crd_openapi;
 mod crd_rules;
+mod disruption;
 mod network;
 mod node;
 mod operations;
+mod pod_env;
+mod pod_life;
 mod quota;
+mod schedules;
+mod statefulset;
 mod storage;
+mod volumes;
 
 fn main() -> std::process::ExitCode {
     let groups = [
@@ -29,6 +35,12 @@ fn main() -> std::process::ExitCode {
         quota::cases(),
         admission::cases(),
         operations::cases(),
+        pod_env::cases(),
+        volumes::cases(),
+        pod_life::cases(),
+        statefulset::cases(),
+        schedules::cases(),
+        disruption::cases(),
     ];
     testkit::runner::main(&groups.concat())
 }

@@ -168,6 +168,8 @@ fn launch(data: &Path, log: &Path, port: u16, arguments: &[String]) -> anyhow::R
     let mut process = Command::new(binary()?)
         .args(["up", "--https-port", &port.to_string(), "--data-dir"])
         .arg(data)
+        // What else is on the disk of the machine must not decide about tests.
+        .args(["--eviction-hard", "nodefs.available<1%,nodefs.inodesFree<1%"])
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -382,8 +384,7 @@ impl Scope<'_> {
         Ok(serde_json::from_slice(&answer)?)
     }
 
-    /// Any request with any headers; answers code, headers and the body (of a watch without an end of its own,
-    /// `timeoutSeconds`, only the first event).
+    /// Any request with any headers; answers code, headers and the body (of a stream only its first event).
     pub fn raw(
         &self,
         method: http::Method,
@@ -406,7 +407,7 @@ impl Scope<'_> {
                     if let Ok(data) = frame.map_err(|e| anyhow::anyhow!("{e}"))?.into_data() {
                         out.extend_from_slice(&data);
                     }
-                    if path.contains("watch") && !path.contains("timeoutSeconds") && is_event(&out) {
+                    if path.contains("watch") && is_event(&out) {
                         break;
                     }
                 }

@@ -100,6 +100,7 @@ impl Collected {
         }
         for (key, value) in &report.annotations {
             tracing::debug!(key, value, "audit annotation");
+            crate::audit::annotate(key, value);
         }
         all.annotations.extend(report.annotations);
     }

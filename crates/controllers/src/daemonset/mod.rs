@@ -13,15 +13,13 @@ use api::k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, Nod
 use api::prelude::*;
 use client::{BoxFuture, Client, DeleteParams};
 use reconcile::{
-    Action, Context, ControlError, Controller, Descriptor, Event, Expectations, Informer, Reconcile,
-    Recorder, WorkQueue,
+    Action, Context, ControlError, Controller, Descriptor, Event, Informer, Reconcile, Recorder, WorkQueue,
 };
-use serde_json::json;
 use stdx::Clock;
 
 use self::plan::{HASH_LABEL, Plan};
-use crate::deployment::template_hash;
-use crate::owners;
+use crate::follow::Follow;
+use crate::{history, owners};
 
 const NAME: &str = "daemon-set-controller";
 /// Sets in work at once (upstream's default is 2).
@@ -40,41 +38,24 @@ struct Loop {
     nodes: Arc<Informer<Node>>,
     pods: Arc<Informer<Pod>>,
     revisions: Arc<Informer<ControllerRevision>>,
-    expectations: Expectations,
-    queue: Arc<WorkQueue>,
+    follow: Arc<Follow<DaemonSet>>,
 }
 
 fn build(context: &Context) -> Controller {
+    let (queue, sets, pods) =
+        (WorkQueue::new(), context.informers.get::<DaemonSet>(), context.informers.get::<Pod>());
     let this = Arc::new(Loop {
         client: context.client_of(NAME),
         recorder: context.recorder_of(NAME),
         clock: context.clock.clone(),
-        sets: context.informers.get::<DaemonSet>(),
         nodes: context.informers.get::<Node>(),
-        pods: context.informers.get::<Pod>(),
         revisions: context.informers.get::<ControllerRevision>(),
-        expectations: Expectations::default(),
-        queue: WorkQueue::new(),
+        follow: Follow::start(&sets, &pods, &queue, |set| owners::compile(&set.spec.selector)),
+        sets,
+        pods,
     });
-    owners::add_indexes(&this.pods);
     owners::add_indexes(&this.revisions);
-    let queue = this.queue.clone();
-    this.sets.on_event(move |event| queue.add(event.object().key()));
-    let it = this.clone();
-    this.pods.on_event(move |event| {
-        let pod = event.object();
-        let Some(owner) = owners::controller_of(&pod.metadata).filter(|o| o.kind == "DaemonSet") else {
-            return;
-        };
-        let key = format!("{}/{}", pod.namespace(), owner.name);
-        match event {
-            Event::Added(_) => it.expectations.creation_observed(&key),
-            Event::Deleted(_) => it.expectations.deletion_observed(&key, pod.uid()),
-            Event::Updated { .. } => {}
-        }
-        it.queue.add(key);
-    });
-    let it = this.clone();
+    let (it, to) = (this.clone(), queue.clone());
     this.nodes.on_event(move |event| {
         let gates = |n: &Node| (n.metadata.labels.clone(), n.spec.as_ref().and_then(|s| s.taints.clone()));
         // Heartbeats change nothing here.
@@ -83,10 +64,10 @@ fn build(context: &Context) -> Controller {
             _ => true,
         };
         if relevant {
-            it.sets.store().keys().into_iter().for_each(|key| it.queue.add(key));
+            it.sets.store().keys().into_iter().for_each(|key| to.add(key));
         }
     });
-    Controller::new(this.queue.clone(), this.clone(), WORKERS)
+    Controller::new(queue, this.clone(), WORKERS)
         .after(&this.sets)
         .after(&this.nodes)
         .after(&this.pods)
@@ -95,10 +76,7 @@ fn build(context: &Context) -> Controller {
 
 impl Loop {
     async fn sync(&self, key: &str) -> Result<Action, ControlError> {
-        let Some(set) = self.sets.store().get(key) else {
-            self.expectations.forget(key);
-            return Ok(Action::Wait);
-        };
+        let Some(set) = self.sets.store().get(key) else { return Ok(Action::Wait) };
         let selector = owners::compile(&set.spec.selector)?;
         if selector.is_everything() {
             let message = "This daemon set is selecting all pods. A non-empty selector is required.";
@@ -108,11 +86,12 @@ impl Loop {
         if set.is_terminating() {
             return Ok(Action::Wait);
         }
-        let trusted = self.expectations.satisfied(key, self.clock.instant());
-        let hash = self.revision(&set).await?;
+        let trusted = self.follow.expectations.satisfied(key, self.clock.instant());
+        let (hash, collisions) = self.revision(&set, &selector).await?;
         let owned =
-            owners::claim(&self.client, &self.pods, &DaemonSet::GVK, &set.metadata, &selector).await?;
-        let plan = plan::plan(&set, &self.nodes.store().list(), &owned, &hash, self.clock.now());
+            owners::claim(&self.client, &self.pods, &DaemonSet::GVK, &set.metadata, &selector, None).await?;
+        let mut plan = plan::plan(&set, &self.nodes.store().list(), &owned, &hash, self.clock.now());
+        plan.status.collision_count = collisions;
         if set.status.as_ref() != Some(&plan.status) {
             let updated = DaemonSet { status: Some(plan.status.clone()), ..DaemonSet::clone(&set) };
             match self.client.update_status_typed(&updated).await {
@@ -126,70 +105,30 @@ impl Loop {
         Ok(Action::Wait)
     }
 
-    /// Keeps a ControllerRevision of the present template, with the highest number; returns its hash.
-    async fn revision(&self, set: &DaemonSet) -> Result<String, ControlError> {
-        let hash = template_hash(&set.spec.template, set.status.as_ref().and_then(|s| s.collision_count));
-        let known = self.revisions.store().by_index(owners::CONTROLLER, set.uid());
-        let highest = known.iter().filter_map(|r| r.revision).max().unwrap_or(0);
-        let name = format!("{}-{hash}", set.name());
-        match known.iter().find(|r| r.name() == name) {
-            Some(present) if present.revision == Some(highest) => {}
-            Some(present) => {
-                let raised =
-                    ControllerRevision { revision: Some(highest + 1), ..ControllerRevision::clone(present) };
-                self.client.update_typed(&raised).await?;
-            }
-            None => {
-                let owner = owners::controller_reference(&DaemonSet::GVK, &set.metadata);
-                let mut template = json!(set.spec.template);
-                template["$patch"] = "replace".into();
-                let mut labels =
-                    set.spec.template.metadata.clone().and_then(|m| m.labels).unwrap_or_default();
-                labels.insert(HASH_LABEL.into(), hash.clone());
-                let body = json!({
-                    "apiVersion": "apps/v1", "kind": "ControllerRevision",
-                    "metadata": {"name": name, "namespace": set.namespace(), "labels": labels,
-                        "ownerReferences": [owner]},
-                    "data": {"spec": {"template": template}}, "revision": highest + 1,
-                });
-                match self.client.create(&ControllerRevision::GVR, set.namespace(), &body).await {
-                    Err(error) if !error.is_already_exists() && !error.is_namespace_terminating() => {
-                        return Err(error.into());
-                    }
-                    _ => {}
-                }
-            }
-        }
-        self.expire_revisions(set, &known, &name).await?;
-        Ok(hash)
-    }
-
-    /// Deletes the oldest revisions beyond the history limit that no pod is of.
-    async fn expire_revisions(
+    /// Keeps a ControllerRevision of the present template; returns its hash and the count of collisions.
+    async fn revision(
         &self,
         set: &DaemonSet,
-        known: &[Arc<ControllerRevision>],
-        current: &str,
-    ) -> Result<(), ControlError> {
-        let pods = self.pods.store().by_index(owners::CONTROLLER, set.uid());
+        selector: &meta::LabelSelector,
+    ) -> Result<(String, Option<i32>), ControlError> {
+        let known =
+            history::claim(&self.client, &self.revisions, &DaemonSet::GVK, &set.metadata, selector).await?;
+        let owner = history::Owner {
+            gvk: DaemonSet::GVK,
+            meta: &set.metadata,
+            template: &set.spec.template,
+            collisions: set.status.as_ref().and_then(|s| s.collision_count),
+            hash_label: HASH_LABEL,
+        };
+        let latest = history::latest(&self.client, &known, &owner).await?;
         let hash = |meta: &ObjectMeta| meta.labels.as_ref().and_then(|l| l.get(HASH_LABEL)).cloned();
-        let live = |r: &ControllerRevision| pods.iter().any(|pod| hash(&pod.metadata) == hash(&r.metadata));
-        let mut old: Vec<_> = known.iter().filter(|r| r.name() != current && !live(r)).collect();
-        old.sort_by_key(|r| r.revision);
-        let limit = usize::try_from(set.spec.revision_history_limit.unwrap_or(10)).unwrap_or(0);
-        let excess = old.len().saturating_sub(limit);
-        for revision in &old[..excess] {
-            let params = DeleteParams::default();
-            match self
-                .client
-                .delete_typed::<ControllerRevision>(set.namespace(), revision.name(), &params)
-                .await
-            {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => {}
-            }
-        }
-        Ok(())
+        let pods = self.pods.store().by_index(owners::CONTROLLER, set.uid());
+        let in_use = |r: &ControllerRevision| {
+            r.name() == latest.revision.name()
+                || pods.iter().any(|pod| hash(&pod.metadata) == hash(&r.metadata))
+        };
+        history::expire(&self.client, &known, in_use, set.spec.revision_history_limit).await?;
+        Ok((hash(&latest.revision.metadata).unwrap_or_default(), latest.collisions))
     }
 
     async fn execute(
@@ -210,9 +149,9 @@ impl Loop {
         }
         let doomed: Vec<_> = owned.iter().filter(|pod| plan.delete.iter().any(|n| n == pod.name())).collect();
         if plan.create.is_empty() {
-            self.expectations.expect_deletions(key, doomed.iter().map(|p| p.uid().to_owned()), now);
+            self.follow.expectations.expect_deletions(key, doomed.iter().map(|p| p.uid().to_owned()), now);
         } else {
-            self.expectations.expect_creations(key, plan.create.len(), now);
+            self.follow.expectations.expect_creations(key, plan.create.len(), now);
         }
         for pod in doomed {
             let outcome = self
@@ -224,7 +163,7 @@ impl Loop {
                     self.recorder.normal(set, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()))
                 }
                 Err(error) => {
-                    self.expectations.deletion_observed(key, pod.uid());
+                    self.follow.expectations.deletion_observed(key, pod.uid());
                     if !error.is_not_found() {
                         return Err(error.into());
                     }
@@ -237,7 +176,7 @@ impl Loop {
                     self.recorder.normal(set, "SuccessfulCreate", format!("Created pod: {}", pod.name()));
                 }
                 Err(error) => {
-                    (done..plan.create.len()).for_each(|_| self.expectations.creation_observed(key));
+                    (done..plan.create.len()).for_each(|_| self.follow.expectations.creation_observed(key));
                     if error.is_namespace_terminating() {
                         return Ok(());
                     }

@@ -6,7 +6,7 @@
 
 pub mod plan;
 mod revision;
-mod sizes;
+pub mod sizes;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -137,7 +137,7 @@ impl Loop {
             return Ok(Action::Wait);
         }
         let meta = &deployment.metadata;
-        let sets = owners::claim(&self.client, &self.sets, &Deployment::GVK, meta, &selector).await?;
+        let sets = owners::claim(&self.client, &self.sets, &Deployment::GVK, meta, &selector, None).await?;
         let mut plan = plan::plan(&deployment, &sets, |old| self.any_pod_running(old));
         let revision = plan.revision.take();
         let outcome = self.execute(&deployment, plan).await;

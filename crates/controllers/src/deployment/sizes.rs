@@ -46,7 +46,7 @@ fn total<'a>(sets: impl IntoIterator<Item = &'a Arc<ReplicaSet>>) -> i32 {
 }
 
 /// A count, or a percentage of `of`.
-fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
+pub fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
     match value {
         Some(IntOrString::Int(n)) => *n,
         Some(IntOrString::String(text)) => {

@@ -11,13 +11,13 @@ use api::k8s_openapi::api::core::v1::EnvVar;
 use api::prelude::*;
 use client::{BoxFuture, Client, DeleteParams, Patch};
 use reconcile::{
-    Action, Context, ControlError, Controller, Descriptor, Event, Expectations, Informer, Reconcile,
-    Recorder, WorkQueue,
+    Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue,
 };
 use serde_json::json;
 use stdx::Clock;
 
 use self::plan::{INDEX, Plan, TRACKING};
+use crate::follow::Follow;
 use crate::owners;
 
 const NAME: &str = "job-controller";
@@ -35,31 +35,19 @@ struct Loop {
     clock: Arc<dyn Clock>,
     jobs: Arc<Informer<Job>>,
     pods: Arc<Informer<Pod>>,
-    expectations: Expectations,
+    follow: Arc<Follow<Job>>,
 }
 
 fn build(context: &Context) -> Controller {
-    let queue = WorkQueue::new();
+    let (queue, jobs, pods) =
+        (WorkQueue::new(), context.informers.get::<Job>(), context.informers.get::<Pod>());
     let this = Arc::new(Loop {
         client: context.client_of(NAME),
         recorder: context.recorder_of(NAME),
         clock: context.clock.clone(),
-        jobs: context.informers.get::<Job>(),
-        pods: context.informers.get::<Pod>(),
-        expectations: Expectations::default(),
-    });
-    owners::add_indexes(&this.pods);
-    let to = queue.clone();
-    this.jobs.on_event(move |event| to.add(event.object().key()));
-    let (it, to) = (this.clone(), queue.clone());
-    this.pods.on_event(move |event| {
-        let pod = event.object();
-        let Some(owner) = owners::controller_of(&pod.metadata).filter(|o| o.kind == "Job") else { return };
-        let key = format!("{}/{}", pod.namespace(), owner.name);
-        if matches!(event, Event::Added(_)) {
-            it.expectations.creation_observed(&key);
-        }
-        to.add(key);
+        follow: Follow::start(&jobs, &pods, &queue, selector_of),
+        jobs,
+        pods,
     });
     Controller::new(queue, this.clone(), WORKERS).after(&this.jobs).after(&this.pods)
 }
@@ -67,17 +55,24 @@ fn build(context: &Context) -> Controller {
 impl Loop {
     async fn sync(&self, key: &str) -> Result<Action, ControlError> {
         let Some(job) = self.jobs.store().get(key) else {
-            self.expectations.forget(key);
             return self.release_orphans(key).await;
         };
         let managed_elsewhere = job.spec.as_ref().and_then(|s| s.managed_by.as_deref());
         if managed_elsewhere.is_some_and(|by| by != "kubernetes.io/job-controller") {
             return Ok(Action::Wait);
         }
-        let trusted = self.expectations.satisfied(key, self.clock.instant());
-        let owned = self.pods.store().by_index(owners::CONTROLLER, job.uid());
+        let trusted = self.follow.expectations.satisfied(key, self.clock.instant());
         if job.is_terminating() {
             return Ok(Action::Wait);
+        }
+        let selector = selector_of(&job)?;
+        let strays = owners::claims(&self.pods, &job.metadata, &selector).release;
+        let tracking = Some(TRACKING);
+        let owned =
+            owners::claim(&self.client, &self.pods, &Job::GVK, &job.metadata, &selector, tracking).await?;
+        // Who is no longer ours need not wait to be counted.
+        for pod in strays.iter().filter(|pod| is_tracked(pod)) {
+            self.release(pod.namespace(), pod.name()).await?;
         }
         let mut plan = plan::plan(&job, &owned, self.clock.now());
         let mut job = Job::clone(&job);
@@ -109,7 +104,7 @@ impl Loop {
             }
         }
         if trusted && !plan.create.is_empty() {
-            self.expectations.expect_creations(key, plan.create.len(), self.clock.instant());
+            self.follow.expectations.expect_creations(key, plan.create.len(), self.clock.instant());
             for (done, index) in plan.create.iter().enumerate() {
                 match self.client.create_typed(&pod_of(job, *index)).await {
                     Ok(pod) => {
@@ -117,7 +112,8 @@ impl Loop {
                         self.recorder.normal(job, "SuccessfulCreate", message);
                     }
                     Err(error) => {
-                        (done..plan.create.len()).for_each(|_| self.expectations.creation_observed(key));
+                        (done..plan.create.len())
+                            .for_each(|_| self.follow.expectations.creation_observed(key));
                         if error.is_namespace_terminating() {
                             return Ok(Action::Wait);
                         }
@@ -146,13 +142,22 @@ impl Loop {
         let of_job = |pod: &Pod| {
             owners::controller_of(&pod.metadata).is_some_and(|o| o.kind == "Job" && o.name == name)
                 && pod.namespace() == namespace
-                && pod.metadata.finalizers.iter().flatten().any(|f| f == TRACKING)
+                && is_tracked(pod)
         };
         for pod in self.pods.store().list().iter().filter(|pod| of_job(pod)) {
             self.release(namespace, pod.name()).await?;
         }
         Ok(Action::Wait)
     }
+}
+
+fn selector_of(job: &Job) -> Result<meta::LabelSelector, ControlError> {
+    owners::compile(&job.spec.as_ref().and_then(|s| s.selector.clone()).unwrap_or_default())
+}
+
+/// Whether a pod waits to be counted by its Job.
+fn is_tracked(pod: &Pod) -> bool {
+    pod.metadata.finalizers.iter().flatten().any(|f| f == TRACKING)
 }
 
 /// A pod of a Job.

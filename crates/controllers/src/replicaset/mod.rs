@@ -16,13 +16,13 @@ use client::{BoxFuture, Client, DeleteParams};
 use futures_util::future::join_all;
 use meta::Gvr;
 use reconcile::{
-    Action, Context, ControlError, Controller, Descriptor, Event, Expectations, Informer, Reconcile,
-    Recorder, WorkQueue,
+    Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue,
 };
 use stdx::Clock;
 
 use self::plan::Scale;
 use self::view::{Failure, Replicating};
+use crate::follow::Follow;
 use crate::{owners, pods};
 
 /// Sets in work at once (upstream's `--concurrent-replicaset-syncs` is 5; work here is mostly waiting).
@@ -47,102 +47,31 @@ struct Loop<T: Replicating> {
     clock: Arc<dyn Clock>,
     sets: Arc<Informer<T>>,
     pods: Arc<Informer<Pod>>,
-    expectations: Expectations,
-    queue: Arc<WorkQueue>,
+    follow: Arc<Follow<T>>,
 }
 
 fn build<T: Replicating>(context: &Context, name: &'static str) -> Controller {
+    let (queue, sets, pods) =
+        (WorkQueue::new(), context.informers.get::<T>(), context.informers.get::<Pod>());
+    owners::add_indexes(&sets);
     let this = Arc::new(Loop::<T> {
         client: context.client_of(name),
         recorder: context.recorder_of(name),
         clock: context.clock.clone(),
-        sets: context.informers.get::<T>(),
-        pods: context.informers.get::<Pod>(),
-        expectations: Expectations::default(),
-        queue: WorkQueue::new(),
+        follow: Follow::start(&sets, &pods, &queue, T::selector),
+        sets,
+        pods,
     });
-    owners::add_indexes(&this.pods);
-    owners::add_indexes(&this.sets);
-    this.sets.store().add_index("namespace", reconcile::index_by_namespace::<T>);
-    let it = this.clone();
-    this.sets.on_event(move |event| {
-        if let Event::Deleted(set) = event {
-            it.expectations.forget(&set.key());
-        }
-        it.queue.add(event.object().key());
-    });
-    let it = this.clone();
-    this.pods.on_event(move |event| it.on_pod(event));
-    Controller::new(this.queue.clone(), this.clone(), WORKERS).after(&this.sets).after(&this.pods)
+    Controller::new(queue, this.clone(), WORKERS).after(&this.sets).after(&this.pods)
 }
 
 impl<T: Replicating> Loop<T> {
-    /// The key of the set that controls a pod, if it is one of ours.
-    fn controlling_key(&self, pod: &Pod) -> Option<String> {
-        let owner = owners::controller_of(&pod.metadata)?;
-        let ours = owner.kind == T::GVK.kind && owner.api_version == T::GVK.api_version();
-        ours.then(|| format!("{}/{}", pod.namespace(), owner.name))
-    }
-
-    fn on_pod(&self, event: &Event<'_, Pod>) {
-        match event {
-            Event::Added(pod) if pod.is_terminating() => self.pod_leaving(pod),
-            Event::Added(pod) => match self.controlling_key(pod) {
-                Some(key) => {
-                    self.expectations.creation_observed(&key);
-                    self.queue.add(key);
-                }
-                None => self.offer_orphan(pod),
-            },
-            Event::Updated { old, new } => {
-                if new.is_terminating() {
-                    self.pod_leaving(new);
-                }
-                let (before, after) = (self.controlling_key(old), self.controlling_key(new));
-                if before != after
-                    && let Some(key) = before
-                {
-                    self.queue.add(key);
-                }
-                match after {
-                    Some(key) => self.queue.add(key),
-                    None => self.offer_orphan(new),
-                }
-            }
-            Event::Deleted(pod) => self.pod_leaving(pod),
-        }
-    }
-
-    fn pod_leaving(&self, pod: &Pod) {
-        if let Some(key) = self.controlling_key(pod) {
-            self.expectations.deletion_observed(&key, pod.uid());
-            self.queue.add(key);
-        }
-    }
-
-    /// A pod without a controller may be somebody's.
-    fn offer_orphan(&self, pod: &Pod) {
-        if owners::controller_of(&pod.metadata).is_some() || pod.is_terminating() {
-            return;
-        }
-        for set in self.sets.store().by_index("namespace", pod.namespace()) {
-            let matching =
-                set.selector().is_ok_and(|s| !s.is_everything() && owners::matches(&s, &pod.metadata));
-            if matching {
-                self.queue.add(set.key());
-            }
-        }
-    }
-
     async fn sync(&self, key: &str) -> Result<Action, ControlError> {
-        let Some(set) = self.sets.store().get(key) else {
-            self.expectations.forget(key);
-            return Ok(Action::Wait);
-        };
+        let Some(set) = self.sets.store().get(key) else { return Ok(Action::Wait) };
         let selector = set.selector()?;
         // Read before the cache: what comes in between only makes us look again.
-        let trusted = self.expectations.satisfied(key, self.clock.instant());
-        let owned = owners::claim(&self.client, &self.pods, &T::GVK, set.meta(), &selector).await?;
+        let trusted = self.follow.expectations.satisfied(key, self.clock.instant());
+        let owned = owners::claim(&self.client, &self.pods, &T::GVK, set.meta(), &selector, None).await?;
         let mut outcome = Ok(());
         let mut failure = None;
         if trusted && !set.is_terminating() {
@@ -205,7 +134,7 @@ impl<T: Replicating> Loop<T> {
         let Some(template) = set.template() else { return Ok(()) };
         let owner = owners::controller_reference(&T::GVK, set.meta());
         let pod = plan::pod_from_template(template, set.namespace(), set.name(), owner).encode();
-        self.expectations.expect_creations(key, count, self.clock.instant());
+        self.follow.expectations.expect_creations(key, count, self.clock.instant());
         let mut asked = 0;
         for batch in plan::slow_start_batches(count) {
             asked += batch;
@@ -218,7 +147,7 @@ impl<T: Replicating> Loop<T> {
                         self.recorder.normal(set, "SuccessfulCreate", format!("Created pod: {name}"));
                     }
                     Err(error) => {
-                        self.expectations.creation_observed(key);
+                        self.follow.expectations.creation_observed(key);
                         if !error.is_namespace_terminating() {
                             self.recorder.warning(set, "FailedCreate", format!("Error creating: {error}"));
                         }
@@ -227,7 +156,7 @@ impl<T: Replicating> Loop<T> {
                 }
             }
             if let Some(error) = first_error {
-                (asked..count).for_each(|_| self.expectations.creation_observed(key));
+                (asked..count).for_each(|_| self.follow.expectations.creation_observed(key));
                 // Nothing can be created there any more, and nothing needs to be.
                 return if error.is_namespace_terminating() { Ok(()) } else { Err(error.into()) };
             }
@@ -237,7 +166,7 @@ impl<T: Replicating> Loop<T> {
 
     async fn delete(&self, key: &str, set: &T, doomed: Vec<Arc<Pod>>) -> Result<(), ControlError> {
         let uids = doomed.iter().map(|pod| pod.uid().to_owned());
-        self.expectations.expect_deletions(key, uids, self.clock.instant());
+        self.follow.expectations.expect_deletions(key, uids, self.clock.instant());
         let requests = doomed.iter().map(|pod| async move {
             let params = DeleteParams::only_uid(pod.uid());
             self.client.delete_typed::<Pod>(pod.namespace(), pod.name(), &params).await
@@ -250,7 +179,7 @@ impl<T: Replicating> Loop<T> {
                     self.recorder.normal(set, "SuccessfulDelete", message);
                 }
                 Err(error) => {
-                    self.expectations.deletion_observed(key, pod.uid());
+                    self.follow.expectations.deletion_observed(key, pod.uid());
                     if !error.is_not_found() {
                         self.recorder.warning(set, "FailedDelete", format!("Error deleting: {error}"));
                         first_error.get_or_insert(error);

@@ -64,6 +64,8 @@ impl Cluster {
             kubelets: apiserver::kubelet::KubeletClient::new(tls),
             random: random.clone(),
             shutdown: cancel.clone(),
+            limits: apiserver::server::Limits::default(),
+            audit: None,
         });
         let addresses = apiserver::bootstrap::Addresses {
             service: "10.43.0.1".parse().unwrap(),

@@ -8,11 +8,6 @@ use api::k8s_openapi::api::core::v1::NodeSystemInfo;
 use crate::config::Config;
 use crate::resources::Amounts;
 
-/// Memory that has to be free, in bytes: below it there is pressure (upstream's default for eviction).
-pub const MEMORY_AVAILABLE_MIN: i64 = 100 << 20;
-/// Part of the disk that has to be free, in percent.
-pub const DISK_AVAILABLE_PERCENT_MIN: u64 = 10;
-
 /// The machine.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Machine {
@@ -123,8 +118,11 @@ impl Machine {
             }
         };
         take("cpu", config.reserved_cpu_milli);
-        take("memory", config.reserved_memory_bytes + huge + MEMORY_AVAILABLE_MIN);
-        take("ephemeral-storage", self.disk_bytes / 100 * DISK_AVAILABLE_PERCENT_MIN as i64);
+        let hard = &config.eviction_hard;
+        let kept = |bound: crate::thresholds::Bound, capacity: i64| bound.of(capacity.max(0) as u64) as i64;
+        let memory = kept(hard.memory_available, self.memory_bytes);
+        take("memory", config.reserved_memory_bytes + huge + memory);
+        take("ephemeral-storage", kept(hard.nodefs_available, self.disk_bytes));
         amounts
     }
 }
@@ -162,17 +160,28 @@ pub struct Pressure {
 impl Pressure {
     /// Looks now.
     pub fn read(config: &Config) -> Pressure {
-        let available = memory_line(&read("/proc/meminfo"), "MemAvailable");
+        let hard = &config.eviction_hard;
+        let memory = read("/proc/meminfo");
+        let memory = memory_line(&memory, "MemAvailable").zip(memory_line(&memory, "MemTotal"));
         let disk = rustix::fs::statvfs(existing(&config.root_dir)).ok();
         let pids: Option<(u64, u64)> = read("/proc/loadavg")
             .split_whitespace()
             .nth(3)
             .and_then(|tasks| tasks.split_once('/')?.1.parse().ok())
             .zip(read("/proc/sys/kernel/pid_max").parse().ok());
+        let short =
+            |bound: crate::thresholds::Bound, available: u64, capacity: u64| available < bound.of(capacity);
         Pressure {
-            memory: available.is_some_and(|bytes| bytes < MEMORY_AVAILABLE_MIN),
-            disk: disk.is_some_and(|disk| disk.f_bavail * 100 < disk.f_blocks * DISK_AVAILABLE_PERCENT_MIN),
-            pid: pids.is_some_and(|(used, max)| used * 100 > max * 95),
+            memory: memory.is_some_and(|(available, total)| {
+                short(hard.memory_available, available.max(0) as u64, total.max(0) as u64)
+            }),
+            disk: disk.is_some_and(|disk| {
+                let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+                // Some file systems have no fixed number of inodes.
+                let inodes = disk.f_files > 0 && short(hard.nodefs_inodes_free, disk.f_favail, disk.f_files);
+                short(hard.nodefs_available, free, all) || inodes
+            }),
+            pid: pids.is_some_and(|(used, max)| short(hard.pid_available, max.saturating_sub(used), max)),
         }
     }
 }

@@ -244,17 +244,20 @@ pub fn last_lines(path: &Path, lines: usize, bytes_max: u64) -> String {
     String::from_utf8_lossy(&text[from..]).into_owned()
 }
 
-/// Answers with a log. With `ended` it is followed until then.
+/// Answers with a log. With `ended` it is followed until then. A log that cannot be read to its end breaks the
+/// answer off: it must not look like the whole.
 pub fn serve(path: PathBuf, options: Options, ended: Option<Ended>, now: Timestamp) -> Response<Body> {
-    let (sender, receiver) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(CHUNKS_AHEAD);
     tokio::spawn(async move {
         if let Err(error) = copy(&path, &options, ended, now, &sender).await {
-            tracing::debug!(path = %path.display(), %error, "a log could not be read to its end");
+            tracing::warn!(path = %path.display(), %error, "a log could not be read to its end");
+            // The reader may have gone already.
+            let _ = sender.send(Err(error)).await;
         }
     });
     let chunks = stream::unfold(receiver, |mut receiver| async move {
         let chunk = receiver.recv().await?;
-        Some((Ok::<_, body::BoxError>(Frame::data(chunk)), receiver))
+        Some((chunk.map(Frame::data).map_err(body::BoxError::from), receiver))
     });
     let mut response = Response::new(StreamBody::new(chunks).boxed_unsync());
     *response.status_mut() = StatusCode::OK;
@@ -288,7 +291,7 @@ async fn copy(
     options: &Options,
     ended: Option<Ended>,
     now: Timestamp,
-    sender: &mpsc::Sender<Bytes>,
+    sender: &mpsc::Sender<std::io::Result<Bytes>>,
 ) -> std::io::Result<()> {
     let mut events = match ended.is_some() {
         true => Some(watch(path)?),
@@ -359,7 +362,7 @@ async fn rotated(path: &Path, file: &tokio::fs::File) -> std::io::Result<Option<
 async fn drain(
     file: &mut tokio::fs::File,
     formatter: &mut Formatter,
-    sender: &mpsc::Sender<Bytes>,
+    sender: &mpsc::Sender<std::io::Result<Bytes>>,
 ) -> std::io::Result<bool> {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -370,7 +373,7 @@ async fn drain(
             return Ok(!formatter.is_over());
         }
         let out = formatter.push(&buffer[..read]);
-        if !out.is_empty() && sender.send(out.into()).await.is_err() {
+        if !out.is_empty() && sender.send(Ok(out.into())).await.is_err() {
             return Ok(false);
         }
         if formatter.is_over() {
@@ -444,18 +447,18 @@ mod tests {
         let (sender, mut receiver) = mpsc::channel(10);
         let mut formatter = Formatter::default();
         assert!(drain(&mut file, &mut formatter, &sender).await.unwrap());
-        assert_eq!(receiver.recv().await.unwrap(), "a\n");
+        assert_eq!(receiver.recv().await.unwrap().unwrap(), "a\n");
         let mut writer = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
         writer.write_all(b"2026-01-01T00:00:00Z stdout F b\n").unwrap();
         changed(&events).await.unwrap();
         drain(&mut file, &mut formatter, &sender).await.unwrap();
-        assert_eq!(receiver.recv().await.unwrap(), "b\n");
+        assert_eq!(receiver.recv().await.unwrap().unwrap(), "b\n");
         assert!(rotated(&path, &file).await.unwrap().is_none());
         std::fs::rename(&path, directory.path().join("0.log.1")).unwrap();
         std::fs::write(&path, "2026-01-01T00:00:00Z stdout F c\n").unwrap();
         changed(&events).await.unwrap();
         let mut file = rotated(&path, &file).await.unwrap().unwrap();
         drain(&mut file, &mut formatter, &sender).await.unwrap();
-        assert_eq!(receiver.recv().await.unwrap(), "c\n");
+        assert_eq!(receiver.recv().await.unwrap().unwrap(), "c\n");
     }
 }

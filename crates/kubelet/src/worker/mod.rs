@@ -5,6 +5,7 @@
 
 mod end;
 mod probes;
+mod resize;
 mod start;
 mod stop;
 
@@ -72,6 +73,10 @@ pub(crate) struct Worker {
     retry_at: Option<Timestamp>,
     ops: HashMap<String, AbortHandle>,
     probes: probes::Tasks,
+    /// What the pod is allocated, once it runs here.
+    allocation: Option<crate::resize::Allocation>,
+    /// How a change of its resources stands.
+    resize: crate::resize::Progress,
     /// Status as last sent.
     reported: Option<PodStatus>,
     /// Grace the containers are being ended with, and since when.
@@ -128,6 +133,8 @@ pub(crate) fn dispatch(agent: &Arc<Agent>, desired: Desired) {
         retry_at: None,
         ops: HashMap::new(),
         probes: probes::Tasks::default(),
+        allocation: None,
+        resize: crate::resize::Progress::default(),
         reported: None,
         ending: None,
         cleaned: false,
@@ -217,7 +224,8 @@ impl Worker {
         if self.verdict.is_some() {
             return self.fail_pod(want, &observed).await;
         }
-        self.advance(pod, &observed).await
+        let allocated = self.allocate(pod, &observed);
+        self.advance(&allocated, &observed).await
     }
 
     /// Lists what the runtime has of the pod.
@@ -304,6 +312,9 @@ impl Worker {
             self.spawn_stop(pod, &kill.name, &kill.id, grace, kill.message);
         }
         let mut observed = std::borrow::Cow::Borrowed(observed);
+        if let Some(resized) = self.resize(pod, &observed, &mut next).await {
+            observed = std::borrow::Cow::Owned(resized);
+        }
         let wants_to_start = steps.create_sandbox.is_some() || !steps.start.is_empty();
         let stale = self.is_stale(pod, now);
         // A pod that runs already, found after a restart, has to be looked after like any other.
@@ -508,6 +519,7 @@ impl Worker {
                 host_ips: agent.host_ips(),
                 verdict: self.verdict.as_ref(),
                 terminated,
+                resize: &self.resize,
                 start_time: self.start_time,
                 now: agent.clock.now(),
             };

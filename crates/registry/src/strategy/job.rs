@@ -64,9 +64,11 @@ impl Strategy for CronJob {
     fn validate(&self, object: &Object) -> Option<Vec<FieldError>> {
         let spec = object.get("spec").unwrap_or(&Value::Null);
         let mut errors = Vec::new();
-        if spec["schedule"].as_str().unwrap_or_default().is_empty() {
-            errors.push(FieldError::required("spec.schedule", ""));
+        if meta_text(object, "name").len() > CRON_NAME_MAX {
+            let name = meta_text(object, "name").into();
+            errors.push(FieldError::invalid("metadata.name", &name, "must be no more than 52 characters"));
         }
+        errors.extend(schedule(spec));
         errors.extend(validate::one_of(
             &spec["concurrencyPolicy"],
             "spec.concurrencyPolicy",
@@ -75,4 +77,41 @@ impl Strategy for CronJob {
         errors.extend(workload::job(spec["jobTemplate"].get("spec"), "spec.jobTemplate.spec"));
         Some(errors)
     }
+}
+
+/// Longest name of a CronJob: its Jobs append eleven characters and must fit into a label.
+const CRON_NAME_MAX: usize = 52;
+
+/// Rules for a schedule and its time zone.
+fn schedule(spec: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let text = spec["schedule"].as_str().unwrap_or_default();
+    if text.is_empty() {
+        errors.push(FieldError::required("spec.schedule", ""));
+        return errors;
+    }
+    let zone_inside = text.contains("TZ");
+    if let Err(why) = meta::cron::parse(text) {
+        errors.push(FieldError::invalid("spec.schedule", &spec["schedule"], &why));
+    }
+    if zone_inside {
+        let why = if spec["timeZone"].is_null() {
+            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"
+        } else {
+            "cannot use both timeZone field and TZ or CRON_TZ in schedule"
+        };
+        errors.push(FieldError::invalid("spec.schedule", &spec["schedule"], why));
+    }
+    let Some(zone) = spec["timeZone"].as_str() else { return errors };
+    let invalid = |why: &str| FieldError::invalid("spec.timeZone", &spec["timeZone"], why);
+    if zone.is_empty() {
+        errors.push(invalid("timeZone must be nil or non-empty string"));
+    } else if zone.eq_ignore_ascii_case("local") {
+        errors.push(invalid(
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        ));
+    } else if let Err(why) = meta::cron::time_zone(zone) {
+        errors.push(invalid(&why));
+    }
+    errors
 }

@@ -10,7 +10,7 @@ pub mod custom;
 mod job;
 mod namespace;
 mod platform;
-mod pod;
+pub(crate) mod pod;
 mod rbac;
 pub mod rules;
 mod service;
@@ -207,7 +207,7 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
 }
 
 /// The object under a key, made if absent.
-pub(crate) fn child<'a>(object: &'a mut Object, key: &str) -> &'a mut Object {
+pub fn child<'a>(object: &'a mut Object, key: &str) -> &'a mut Object {
     let entry = object.entry(key).or_insert_with(|| Value::Object(Map::new()));
     if !entry.is_object() {
         *entry = Value::Object(Map::new());

@@ -535,6 +535,54 @@ fn user_id(value: &Value, at: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// Pattern of a sysctl's name, parts separated by dots or slashes.
+const SYSCTL: &str = "([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+/// Longest name of a sysctl.
+const SYSCTL_LEN_MAX: usize = 253;
+
+fn is_sysctl(name: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    name.len() <= SYSCTL_LEN_MAX
+        && name.split(['.', '/']).all(|part| {
+            let b = part.as_bytes();
+            edge(b.first()) && edge(b.last()) && b.iter().all(|c| edge(Some(c)) || matches!(c, b'-' | b'_'))
+        })
+}
+
+fn sysctls(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
+    let mut seen = HashSet::new();
+    for (i, sysctl) in list(&spec["securityContext"], "sysctls").iter().enumerate() {
+        let (name, field) = (text(sysctl, "name"), format!("{at}.securityContext.sysctls[{i}].name"));
+        // The kernel takes both separators.
+        let plain = name.replace('/', ".");
+        let in_host = |what: &str, key: &str| spec[key] == true && plain.starts_with(what);
+        if name.is_empty() {
+            errors.push(FieldError::required(&field, ""));
+        } else if !is_sysctl(name) {
+            let why = format!("must have at most {SYSCTL_LEN_MAX} characters and match regex ^{SYSCTL}$");
+            errors.push(FieldError::invalid(&field, &name.into(), &why));
+        } else if in_host("net.", "hostNetwork") {
+            errors.push(FieldError::invalid(
+                &field,
+                &name.into(),
+                "may not be specified when 'hostNetwork' is true",
+            ));
+        } else if in_host("kernel.shm", "hostIPC")
+            || in_host("kernel.msg", "hostIPC")
+            || in_host("fs.mqueue.", "hostIPC")
+        {
+            errors.push(FieldError::invalid(
+                &field,
+                &name.into(),
+                "may not be specified when 'hostIPC' is true",
+            ));
+        }
+        if !name.is_empty() && !seen.insert(plain) {
+            errors.push(FieldError::duplicate(&field, &name.into()));
+        }
+    }
+}
+
 fn security(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
     let context = &spec["securityContext"];
     for field in ["runAsUser", "runAsGroup", "fsGroup"] {
@@ -543,6 +591,7 @@ fn security(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
     for (i, group) in list(context, "supplementalGroups").iter().enumerate() {
         user_id(group, &format!("{at}.securityContext.supplementalGroups[{i}]"), errors);
     }
+    sysctls(spec, at, errors);
     if spec["hostPID"] == true && spec["shareProcessNamespace"] == true {
         errors.push(FieldError::invalid(
             format!("{at}.shareProcessNamespace"),
@@ -575,6 +624,9 @@ pub fn pod_update(subresource: &str, new: &Object, old: &Object) -> Vec<FieldErr
             ));
         }
     }
+    if subresource == "resize" {
+        errors.extend(resize(&new, &old));
+    }
     // What may change is set back; whatever still differs may not.
     for key in free.iter().chain(if gated { &["nodeSelector", "affinity"][..] } else { &[] }) {
         match old.get(*key) {
@@ -602,6 +654,52 @@ pub fn pod_update(subresource: &str, new: &Object, old: &Object) -> Vec<FieldErr
     }
     if new != old {
         errors.push(FieldError::forbidden("spec", "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)"));
+    }
+    errors
+}
+
+/// What a resize may not do to the resources it is allowed to change (KEP-1287).
+fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let class = |spec: &Value| crate::strategy::pod::qos_class(spec.as_object().unwrap_or(&Object::new()));
+    if class(new) != class(old) {
+        let why = "Pod QOS Class may not change as a result of resizing";
+        errors.push(FieldError::invalid("spec", &class(new).into(), why));
+    }
+    for key in ["containers", "initContainers"] {
+        for (i, (n, o)) in list(new, key).iter().zip(list(old, key)).enumerate() {
+            if n["resources"] == o["resources"] {
+                continue;
+            }
+            let at = format!("spec.{key}[{i}].resources");
+            if key == "initContainers" && o["restartPolicy"] != "Always" {
+                errors.push(FieldError::forbidden(
+                    &at,
+                    "only sidecar containers among init containers can be resized",
+                ));
+            }
+            for kind in ["limits", "requests"] {
+                let names = |v: &Value| -> Vec<String> {
+                    v["resources"][kind].as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect()
+                };
+                let (is, was) = (names(n), names(o));
+                let changed = |name: &&String| {
+                    n["resources"][kind][name.as_str()] != o["resources"][kind][name.as_str()]
+                };
+                if is
+                    .iter()
+                    .chain(&was)
+                    .filter(changed)
+                    .any(|name| !matches!(name.as_str(), "cpu" | "memory"))
+                {
+                    errors.push(FieldError::forbidden(&at, "only cpu and memory resources are mutable"));
+                }
+                if was.iter().any(|name| !is.contains(name)) {
+                    let why = format!("resource {kind} cannot be removed");
+                    errors.push(FieldError::forbidden(&format!("{at}.{kind}"), &why));
+                }
+            }
+        }
     }
     errors
 }
