@@ -112,9 +112,11 @@ impl Admit for Admission {
         object: &mut Map<String, Value>,
         old: Option<&Map<String, Value>>,
     ) -> Result<(), Status> {
-        self.0.check_escalation(attributes, object, old).await?;
         let began = std::time::Instant::now();
-        let mut done = admission::mutate(&request(attributes), object, old, &Objects(&self.0));
+        let mut done = self.0.check_escalation(attributes, object, old).await;
+        if done.is_ok() {
+            done = admission::mutate(&request(attributes), object, old, &Objects(&self.0));
+        }
         if done.is_ok() {
             done = dynamic::mutate(&self.0, attributes, None, object, old, &self.1).await;
         }

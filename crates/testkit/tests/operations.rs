@@ -300,7 +300,11 @@ fn documents(scope: &Scope<'_>, all: &[Operation]) -> anyhow::Result<()> {
         all.iter().map(|o| ((o.method.to_owned(), o.path.to_owned()), o.id.to_owned())).collect();
     let compare = |what: &str, found: &BTreeMap<(String, String), String>| -> anyhow::Result<()> {
         let missing: Vec<_> = wanted.iter().filter(|(k, v)| found.get(*k) != Some(*v)).take(5).collect();
-        let extra: Vec<_> = found.iter().filter(|(k, _)| !wanted.contains_key(*k)).take(5).collect();
+        // Ferry's own groups go beyond upstream's operations.
+        let own = |path: &str| path.split('/').nth(2).is_some_and(|group| group.ends_with(".ferry.dev"));
+        let extra =
+            found.iter().filter(|((m, p), _)| !own(p) && !wanted.contains_key(&(m.clone(), p.clone())));
+        let extra: Vec<_> = extra.take(5).collect();
         ensure!(missing.is_empty() && extra.is_empty(), "{what}: missing {missing:?}, extra {extra:?}");
         Ok(())
     };
