@@ -45,7 +45,7 @@ fn undisturbed(s: &Scope<'_>, script: &str, probe: Value) -> anyhow::Result<()> 
         }),
     )?;
     s.pod_ready("probed")?;
-    std::thread::sleep(Duration::from_secs(5));
+    s.pause(Duration::from_secs(5));
     let p = s.get("pods", "probed")?;
     ensure!(p["status"]["containerStatuses"][0]["restartCount"] == 0, "{}", p["status"]);
     Ok(())
@@ -346,7 +346,7 @@ fn probes() -> Vec<Case> {
                     }),
                 )?;
                 s.wait_any("pods", "probed", "its start", |p| p["status"]["phase"] == "Running")?;
-                std::thread::sleep(Duration::from_secs(4));
+                s.pause(Duration::from_secs(4));
                 let p = s.get("pods", "probed")?;
                 ensure!(
                     !condition(&p, "Ready") && p["status"]["containerStatuses"][0]["restartCount"] == 0,

@@ -95,7 +95,7 @@ fn was_asked(s: &Scope<'_>, what: &str) -> anyhow::Result<()> {
             return Ok(());
         }
         ensure!(Instant::now() < until, "nobody asked for {what}:\n{log}");
-        std::thread::sleep(Duration::from_millis(100));
+        s.pause(Duration::from_millis(100));
     }
 }
 

@@ -45,7 +45,7 @@ fn answers(s: &Scope<'_>, host: &str, port: &str, is: impl Fn(&str) -> bool) -> 
             return Ok(());
         }
         ensure!(Instant::now() < until, "{host}:{port} said {said:?}");
-        std::thread::sleep(Duration::from_millis(50));
+        s.pause(Duration::from_millis(50));
     }
 }
 
@@ -93,7 +93,7 @@ fn resolves(s: &Scope<'_>, name: &str, kind: &str, expect: &str) -> anyhow::Resu
             return Ok(());
         }
         ensure!(Instant::now() < until, "{name} {kind}: {said}");
-        std::thread::sleep(Duration::from_millis(100));
+        s.pause(Duration::from_millis(100));
     }
 }
 
@@ -155,13 +155,14 @@ fn slices_are(s: &Scope<'_>, service: &str, is: impl Fn(&[Value]) -> bool) -> an
             return Ok(());
         }
         ensure!(Instant::now() < until, "slices of {service}: {}", json!(found));
-        std::thread::sleep(Duration::from_millis(50));
+        s.pause(Duration::from_millis(50));
     }
 }
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
-    [basic(), types(), affinities(), endpoints(), names(), proxies(), granular()].concat()
+    [basic(), types(), affinities(), endpoints(), endpoints_by_hand(), names(), proxies(), granular()]
+        .concat()
 }
 
 fn basic() -> Vec<Case> {
@@ -396,6 +397,11 @@ fn endpoints() -> Vec<Case> {
                 Ok(())
             },
         },
+    ]
+}
+
+fn endpoints_by_hand() -> Vec<Case> {
+    vec![
         Case {
             name: "[sig-network] EndpointSlice should support a Service with multiple endpoint IPs specified in multiple EndpointSlices [Conformance]",
             run: |s| {

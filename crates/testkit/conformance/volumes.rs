@@ -18,7 +18,7 @@ fn becomes(s: &Scope<'_>, pod: &str, file: &str, text: &str) -> anyhow::Result<(
             return Ok(());
         }
         ensure!(Instant::now() < until, "{file} holds {found:?} instead of {text:?}");
-        std::thread::sleep(Duration::from_millis(50));
+        s.pause(Duration::from_millis(50));
     }
 }
 

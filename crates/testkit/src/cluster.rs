@@ -282,6 +282,11 @@ impl Scope<'_> {
         if WIDE.contains(&resource) { "" } else { &self.namespace }
     }
 
+    /// Lets time pass: between looks at what nobody tells of, or to see that nothing happens.
+    pub fn pause(&self, time: Duration) {
+        self.cluster.runtime.block_on(tokio::time::sleep(time));
+    }
+
     /// POST.
     pub fn create(&self, resource: &str, object: Value) -> client::Result<Value> {
         let (gvr, c) = (gvr(resource), self.cluster);
