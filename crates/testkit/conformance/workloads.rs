@@ -107,8 +107,10 @@ fn deployments() -> Vec<Case> {
                 let old = old[0]["metadata"]["name"].as_str().unwrap_or_default();
                 s.patch("deployments", "d", "", &env("two"))?;
                 s.wait_gone("pods", old)?;
-                let done = ready(s, "deployments", "d", 1)?;
-                ensure!(done["status"]["updatedReplicas"] == 1);
+                // The status may still be that of the old pod.
+                s.wait_any("deployments", "d", "the new pod", |d| {
+                    d["status"]["updatedReplicas"] == 1 && d["status"]["availableReplicas"] == 1
+                })?;
                 Ok(())
             },
         },
