@@ -284,7 +284,8 @@ impl Scope<'_> {
 
     /// Lets time pass: between looks at what nobody tells of, or to see that nothing happens.
     pub fn pause(&self, time: Duration) {
-        self.cluster.runtime.block_on(tokio::time::sleep(time));
+        // Made inside the runtime: a timer needs one.
+        self.cluster.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 
     /// POST.
