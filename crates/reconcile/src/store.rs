@@ -297,7 +297,10 @@ mod tests {
         let back = store.get("a/p7").unwrap();
         assert_eq!(back, pod("a", "p7", "n1"));
         assert!(!packed("a/p7"));
-        assert_eq!((store.list().len(), store.by_index("node", "n1").len()), (3 * WHOLE_MAX, 3 * WHOLE_MAX / 2));
+        assert_eq!(
+            (store.list().len(), store.by_index("node", "n1").len()),
+            (3 * WHOLE_MAX, 3 * WHOLE_MAX / 2)
+        );
         assert_eq!(store.put(pod("a", "p9", "n0")), Some(pod("a", "p9", "n1")));
         assert!(store.remove("a/p11").is_some());
         assert_eq!(store.by_index("node", "n1").len(), 3 * WHOLE_MAX / 2 - 2);
