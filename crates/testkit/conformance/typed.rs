@@ -147,10 +147,9 @@ fn two_owners(s: &Scope<'_>) -> anyhow::Result<()> {
     let second = json!({"apiVersion": "v1", "kind": "ReplicationController", "name": "stays", "uid": other["metadata"]["uid"]});
     let names: Vec<_> = pods.iter().filter_map(|p| p["metadata"]["name"].as_str()).collect();
     for name in names.iter().take(2) {
-        let mut pod = s.get("pods", name)?;
-        let owners = pod["metadata"]["ownerReferences"].as_array_mut().context("owners")?;
-        owners.push(second.clone());
-        s.update("pods", &pod)?;
+        // The kubelet writes statuses meanwhile.
+        let patch = json!({"metadata": {"ownerReferences": [second]}});
+        s.patch("pods", name, "", &client::Patch::Strategic(patch))?;
     }
     remove(s, "doomed", Propagation::Foreground)?;
     s.wait_gone("replicationcontrollers", "doomed")?;
