@@ -55,6 +55,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("image", &["stdx", "cri"]),
     ("container", &["stdx", "cri", "image"]),
     ("streaming", &["client", "cri"]),
+    ("cri-socket", &["client", "rpc", "cri", "streaming"]),
     ("kubelet", &["stdx", "meta", "api", "client", "reconcile", "cri", "streaming"]),
     ("net", &["stdx", "cri"]),
     ("proxy", &["stdx", "meta", "api", "client", "reconcile", "net"]),
