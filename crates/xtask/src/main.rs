@@ -1,8 +1,9 @@
-//! Project tasks: test, tidy, codegen, bench.
+//! Project tasks: test, tidy, codegen, bench, fuzz.
 //!
 //! `cargo xtask test` sets up what tests need on a fresh machine and runs everything; it is what CI runs.
 
 mod bench;
+mod fuzz;
 mod shell;
 mod test;
 mod tidy;
@@ -35,6 +36,14 @@ enum Task {
         /// Which figures; all without a name.
         name: Option<String>,
     },
+    /// Hunt for input that breaks what reads it.
+    Fuzz {
+        /// Which target; each in turn without a name.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -43,6 +52,7 @@ fn main() -> ExitCode {
         Task::Tidy { ratchet } => tidy::run(ratchet),
         Task::Codegen => shell::run("cargo", &["run", "--quiet", "--package", "codegen"]),
         Task::Bench { name } => bench::run(name.as_deref()),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

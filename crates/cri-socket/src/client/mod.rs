@@ -52,6 +52,14 @@ pub fn endpoint(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// The sandboxes that were made by whoever keeps his state in this directory.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn sandboxes(state: &Path) -> std::io::Result<Vec<String>> {
+    Ok(Records::open(state)?.ids())
+}
+
 /// A runtime behind a socket.
 #[derive(Debug)]
 pub struct Remote {

@@ -106,6 +106,11 @@ impl Records {
         }
     }
 
+    /// All sandboxes.
+    pub(super) fn ids(&self) -> Vec<String> {
+        self.sandboxes.lock().keys().cloned().collect()
+    }
+
     /// The configuration a sandbox was made with.
     pub(super) fn sandbox(&self, id: &str) -> Option<PodSandboxConfig> {
         self.sandboxes.lock().get(id).map(|record| record.config.clone())
