@@ -6,12 +6,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use cri::ImageService;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -20,13 +20,29 @@ use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::cni;
+
 /// Pieces of an archive read ahead of the importer.
 const UPLOAD_QUEUE: usize = 16;
 /// Size of the pieces an archive is sent in.
 const PIECE_BYTES: usize = 256 * 1024;
 
+/// Longest request of the network plugin.
+const NETWORK_REQUEST_MAX: usize = 1 << 20;
+
 /// Lines of progress on their way to a client; when it reads too slowly, further ones are dropped.
 const PROGRESS_QUEUE: usize = 64;
+
+/// What the socket gives access to.
+#[derive(Clone)]
+pub struct Shared {
+    /// The node's images.
+    pub images: Arc<dyn ImageService>,
+    /// The embedded store, where the images are in that.
+    pub store: Option<Arc<ImageStore>>,
+    /// The pod network, for the plugin.
+    pub network: Arc<dyn cri::NetworkProvider>,
+}
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -38,7 +54,7 @@ fn answer(code: StatusCode, value: &Value) -> Answer {
 
 /// Pulls an image. The answer is a line of JSON for each step of progress, and at last, without a line's end,
 /// the outcome.
-fn pull(images: Arc<ImageStore>, image: String) -> Answer {
+fn pull(images: Arc<dyn ImageService>, image: String) -> Answer {
     let (lines, queue) = tokio::sync::mpsc::channel(PROGRESS_QUEUE);
     tokio::spawn(async move {
         let told = lines.clone();
@@ -71,7 +87,7 @@ fn progress_value(progress: cri::PullProgress) -> Value {
 }
 
 /// Serves the socket until `cancel`.
-pub async fn serve(path: PathBuf, images: Arc<ImageStore>, cancel: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(path: PathBuf, shared: Shared, cancel: CancellationToken) -> anyhow::Result<()> {
     // A socket file of an earlier process is in the way; the store's lock says that none is running.
     let _ = std::fs::remove_file(&path);
     let listener =
@@ -81,12 +97,12 @@ pub async fn serve(path: PathBuf, images: Arc<ImageStore>, cancel: CancellationT
             accepted = listener.accept() => accepted?.0,
             () = cancel.cancelled() => break,
         };
-        let images = images.clone();
+        let shared = shared.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let images = images.clone();
+                let shared = shared.clone();
                 async move {
-                    let result = handle(request, images).await;
+                    let result = handle(request, shared).await;
                     Ok::<_, Infallible>(result.unwrap_or_else(|e| {
                         answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": format!("{e:#}")}))
                     }))
@@ -102,11 +118,20 @@ pub async fn serve(path: PathBuf, images: Arc<ImageStore>, cancel: CancellationT
     Ok(())
 }
 
-async fn handle(request: Request<Incoming>, images: Arc<ImageStore>) -> anyhow::Result<Answer> {
+async fn handle(request: Request<Incoming>, shared: Shared) -> anyhow::Result<Answer> {
+    let Shared { images, store, network } = shared;
     let query = apiserver::path::Query::parse(request.uri().query().unwrap_or_default());
     let name = query.get("name").to_owned();
     match (request.method().clone(), request.uri().path()) {
+        (Method::POST, path @ (cni::ATTACH | cni::DETACH)) => {
+            let path = path.to_owned();
+            let body = Limited::new(request.into_body(), NETWORK_REQUEST_MAX).collect().await;
+            let body = body.map_err(anyhow::Error::from_boxed).context("cannot read the request")?.to_bytes();
+            Ok(answer(StatusCode::OK, &cni::serve(&*network, &path, &body).await?))
+        }
         (Method::POST, "/images/import") => {
+            let images =
+                store.context("the node's images are in another runtime: import them with its own tool")?;
             let options = ImportOptions { name: (!name.is_empty()).then_some(name) };
             let (sender, receiver) = tokio::sync::mpsc::channel(UPLOAD_QUEUE);
             let mut body = request.into_body();
@@ -137,7 +162,14 @@ async fn handle(request: Request<Incoming>, images: Arc<ImageStore>) -> anyhow::
             Ok(answer(StatusCode::OK, &json!(list)))
         }
         (Method::DELETE, "/images") => {
-            let removed = images.remove_reference(&name)?;
+            let removed = match store {
+                Some(store) => store.remove_reference(&name)?,
+                None => {
+                    let present = images.status(&name).await?.is_some();
+                    images.remove(&name).await?;
+                    present
+                }
+            };
             Ok(answer(StatusCode::OK, &json!({"removed": removed})))
         }
         _ => Ok(answer(StatusCode::NOT_FOUND, &json!({"error": "no such operation"}))),
@@ -167,6 +199,31 @@ impl Read for Pieces {
 /// Sends a request to the instance that owns `socket`; the body, if any, is streamed from `file`.
 pub async fn call(socket: &Path, method: Method, path: &str, file: Option<&Path>) -> anyhow::Result<Value> {
     call_with_progress(socket, method, path, file, |_| ()).await
+}
+
+/// [`call`] with a body from memory.
+pub async fn call_with_body(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> anyhow::Result<Value> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .with_context(|| format!("no instance answers at {}", socket.display()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header("host", "local");
+    let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
+    let code = answer.status();
+    let received = answer.into_body().collect().await?.to_bytes();
+    let value: Value =
+        serde_json::from_slice(&received).context("the instance gave an answer that is no JSON")?;
+    if let Some(error) = value.get("error").and_then(Value::as_str) {
+        bail!("{error}");
+    }
+    ensure!(code.is_success(), "the instance refused with status {code}");
+    Ok(value)
 }
 
 /// [`call`] for an operation that tells its progress: a line each before the outcome.

@@ -1,4 +1,4 @@
-//! Project tasks: test, tidy, bench, fuzz.
+//! Project tasks: test, tidy, codegen, bench, fuzz.
 //!
 //! `cargo xtask test` sets up what tests need on a fresh machine and runs everything; it is what CI runs.
 
@@ -29,6 +29,8 @@ enum Task {
         #[arg(long)]
         ratchet: bool,
     },
+    /// Generate the Rust of the gRPC protocols from `crates/rpc/proto`.
+    Codegen,
     /// Measure; prints a table.
     Bench {
         /// Which figures; all without a name.
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Test => test::run(),
         Task::Tidy { ratchet } => tidy::run(ratchet),
+        Task::Codegen => shell::run("cargo", &["run", "--quiet", "--package", "codegen"]),
         Task::Bench { name } => bench::run(name.as_deref()),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
     };

@@ -1,10 +1,14 @@
-//! Exec, attach and port-forward: the node's server hands requests for them over as they are ([`Session`]),
-//! and [`handler`] answers them with the protocol that the client asks for.
+//! Exec, attach and port-forward: a server hands requests for them over as they are ([`Session`]),
+//! and [`handler`] answers them with the protocol that the client asks for. [`dial`] is the other end, for
+//! runtimes that give a URL to stream from.
 //!
 //! A connection becomes channels (`channel`), carried by WebSocket messages (`websocket`) or SPDY streams
 //! (`spdy`); what is done with them does not know which (`remote`, `port_forward`).
+//!
+//! **Invariant:** knows containers and sandboxes by their ids, and nothing of pods.
 
 mod channel;
+pub mod dial;
 mod idle;
 mod negotiate;
 mod options;
@@ -19,7 +23,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use api::prelude::*;
 use client::Body;
 use cri::{Duplex, RuntimeService};
 use http::{Request, Response, StatusCode};
@@ -45,9 +48,7 @@ pub enum Operation {
 pub struct Session {
     /// What is wanted.
     pub operation: Operation,
-    /// The pod.
-    pub pod: Arc<Pod>,
-    /// Its sandbox's id.
+    /// The pod's sandbox.
     pub sandbox_id: String,
     /// The container's id; `None` for port-forward.
     pub container_id: Option<String>,

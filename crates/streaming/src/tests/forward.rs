@@ -6,7 +6,7 @@ use cri::Duplex;
 
 use super::runtime::Scripted;
 use super::{Frame, Operation, Spdy, message, say, spdy, websocket};
-use crate::streaming::websocket::client_tunnel;
+use crate::websocket::client_tunnel;
 
 /// Opens a pair of streams for a port.
 async fn pair<T: Duplex>(client: &mut Spdy<T>, first: u32, port: &str, request: &str) {

@@ -1,4 +1,4 @@
-//! A server's SPDY connection: two tasks, one that reads frames and feeds the streams, one that writes what
+//! A SPDY connection, mostly as its server: two tasks, one that reads frames and feeds the streams, one that writes what
 //! the streams have to say, in the order of a bounded queue.
 //!
 //! Windows: the client's are kept only once it has shown that it knows them (by WINDOW_UPDATE or SETTINGS),
@@ -18,8 +18,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Decoder, Encoder, Frame, Headers};
-use crate::streaming::channel::{Credit, Feed, Gone, Inbound, inbound};
-use crate::streaming::idle::Activity;
+use crate::channel::{Credit, Feed, Gone, Inbound, inbound};
+use crate::idle::Activity;
 
 /// Streams of one connection at once: a port-forward has two for each connection it carries, and a browser
 /// opens some dozens.
@@ -64,7 +64,15 @@ struct State {
     leaving: bool,
 }
 
+/// Who opens the streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
 struct Shared {
+    side: Side,
     frames: mpsc::Sender<Frame>,
     state: Mutex<State>,
     /// A window grew or a stream went away.
@@ -79,7 +87,7 @@ pub(crate) struct Connection {
     opened: mpsc::Receiver<Stream>,
 }
 
-/// A stream that the client has opened. It must be accepted or refused.
+/// A stream. One that the client has opened must be accepted or refused.
 pub(crate) struct Stream {
     /// Its number.
     pub(crate) id: u32,
@@ -107,11 +115,23 @@ impl std::fmt::Debug for StreamSender {
 }
 
 impl Connection {
-    /// Speaks SPDY on `io`.
+    /// Speaks SPDY on `io` as the server.
     ///
     /// # Errors
     /// When the header compression cannot be set up.
     pub(crate) fn new(io: Box<dyn Duplex>, activity: Arc<Activity>) -> Result<Self, frame::Error> {
+        Self::start(io, activity, Side::Server)
+    }
+
+    /// Speaks SPDY on `io` as the client.
+    ///
+    /// # Errors
+    /// When the header compression cannot be set up.
+    pub(crate) fn client(io: Box<dyn Duplex>) -> Result<Self, frame::Error> {
+        Self::start(io, Arc::new(Activity::new()), Side::Client)
+    }
+
+    fn start(io: Box<dyn Duplex>, activity: Arc<Activity>, side: Side) -> Result<Self, frame::Error> {
         let (frames, queue) = mpsc::channel(FRAMES_MAX);
         let (opener, opened) = mpsc::channel(OPENED_MAX);
         let state = State {
@@ -123,8 +143,14 @@ impl Connection {
             leaving: false,
         };
         let gone = CancellationToken::new();
-        let shared =
-            Arc::new(Shared { frames, state: Mutex::new(state), changed: Notify::new(), gone, activity });
+        let shared = Arc::new(Shared {
+            side,
+            frames,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            gone,
+            activity,
+        });
         let encoder = Encoder::new()?;
         let (read, write) = tokio::io::split(io);
         let reading = shared.clone();
@@ -156,6 +182,31 @@ impl Connection {
     /// The next stream that the client opens; `None` when it is gone.
     pub(crate) async fn accept(&mut self) -> Option<Stream> {
         self.opened.recv().await
+    }
+
+    /// Opens a stream; the server's consent is not waited for, its refusal resets the stream.
+    pub(crate) async fn open(&self, headers: Headers) -> Result<Stream, Gone> {
+        let place = self.shared.frames.reserve().await.map_err(|_| Gone)?;
+        let mut state = self.shared.state.lock();
+        if state.leaving || self.shared.gone.is_cancelled() || state.streams.len() >= STREAMS_MAX {
+            return Err(Gone);
+        }
+        let id = if state.last == 0 { 1 } else { state.last + 2 };
+        let (stream, feed) = self.shared.stream(id, headers.clone());
+        state.last = id;
+        let window = state.window_initial;
+        let entry = Entry { feed: Some(feed), reset: stream.reset.clone(), window, finished: false };
+        state.streams.insert(id, entry);
+        // Under the lock: numbers must go out in their order.
+        place.send(Frame::SynStream {
+            stream: id,
+            associated: 0,
+            priority: 0,
+            fin: false,
+            unidirectional: false,
+            headers,
+        });
+        Ok(stream)
     }
 
     /// Cancelled when the connection has ended.
@@ -326,8 +377,10 @@ impl Shared {
                 }
                 self.changed.notify_waiters();
             }
-            // Even numbers would be answers to ours, of which there are none.
-            Frame::Ping { id } if id % 2 == 1 => self.answer(Frame::Ping { id }).await?,
+            // The other numbers would be answers to ours, of which there are none.
+            Frame::Ping { id } if (id % 2 == 1) == (self.side == Side::Server) => {
+                self.answer(Frame::Ping { id }).await?
+            }
             Frame::GoAway { .. } => self.state.lock().leaving = true,
             Frame::Settings { entries } => {
                 let initial = entries.iter().rfind(|(id, _)| *id == frame::SETTINGS_INITIAL_WINDOW_SIZE);
@@ -351,22 +404,27 @@ impl Shared {
         opener: &mpsc::Sender<Stream>,
     ) -> Result<(), u32> {
         let mut state = self.state.lock();
-        if stream.is_multiple_of(2) || stream <= state.last {
+        if self.side == Side::Client || stream.is_multiple_of(2) || stream <= state.last {
             return Err(frame::RST_PROTOCOL_ERROR);
         }
         state.last = stream;
         if state.leaving || state.streams.len() >= STREAMS_MAX {
             return Err(frame::RST_REFUSED_STREAM);
         }
-        let (feed, inbound) = inbound(Some(Credit::new(stream, self.frames.clone())));
-        let reset = CancellationToken::new();
-        let outbound = StreamSender { id: stream, shared: self.clone() };
-        let opened = Stream { id: stream, headers, inbound, outbound, reset: reset.clone() };
+        let (opened, feed) = self.stream(stream, headers);
+        let reset = opened.reset.clone();
         opener.try_send(opened).map_err(|_| frame::RST_REFUSED_STREAM)?;
         let feed = (!fin).then_some(feed);
         let window = state.window_initial;
         state.streams.insert(stream, Entry { feed, reset, window, finished: false });
         Ok(())
+    }
+
+    /// Both halves of a stream, and where what comes for it goes.
+    fn stream(self: &Arc<Self>, id: u32, headers: Headers) -> (Stream, Feed) {
+        let (feed, inbound) = inbound(Some(Credit::new(id, self.frames.clone())));
+        let outbound = StreamSender { id, shared: self.clone() };
+        (Stream { id, headers, inbound, outbound, reset: CancellationToken::new() }, feed)
     }
 
     async fn data(&self, stream: u32, fin: bool, data: Bytes) {

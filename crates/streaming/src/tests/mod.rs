@@ -7,7 +7,6 @@ mod runtime;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use api::prelude::*;
 use bytes::BytesMut;
 use cri::Duplex;
 use futures_util::{SinkExt, StreamExt};
@@ -31,7 +30,6 @@ fn connect(operation: Operation, runtime: Arc<Scripted>) -> DuplexStream {
     let service = service_fn(move |request: Request<Incoming>| {
         let session = Session {
             operation,
-            pod: Arc::new(Pod::default()),
             sandbox_id: "sandbox".into(),
             container_id: (operation != Operation::PortForward).then(|| "container".into()),
             container_tty: false,
