@@ -4,7 +4,7 @@
 //! the configured mirrors first, then to the registry itself.
 
 mod auth;
-mod transport;
+pub(crate) mod transport;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -40,6 +40,15 @@ impl Registry {
     ) -> Registry {
         let transport = Arc::new(Transport::new(ca_file));
         Registry { insecure: insecure.into_iter().collect(), mirrors, transport }
+    }
+
+    /// GET of any URL; an answer that is no success is an error.
+    pub(crate) async fn fetch(&self, url: &str, headers: HeaderMap) -> Result<Response> {
+        let response = self.transport.get(url, headers).await?;
+        match response.status.is_success() {
+            true => Ok(response),
+            false => Err(Error::Protocol { url: url.to_owned(), message: response.status.to_string() }),
+        }
     }
 
     /// The places to ask for `reference`, in order.
