@@ -23,6 +23,32 @@ pub const API_SERVER_CLIENT: &str = "kube-apiserver-kubelet-client";
 pub struct Node {
     /// Images on this machine.
     pub images: Arc<ImageStore>,
+    /// Who builds new ones.
+    pub builder: Arc<build::Builder>,
+}
+
+/// Where the runtime keeps what containers change.
+#[derive(Debug)]
+struct RuntimeChanges(Arc<Runtime>);
+
+impl build::Changes for RuntimeChanges {
+    fn upper(&self, container: &str) -> Option<std::path::PathBuf> {
+        self.0.changes_of(container)
+    }
+}
+
+/// Reads `registries.yaml` of the data directory, if there is one.
+fn registries(env: &Environment) -> anyhow::Result<image::Registries> {
+    let path = env.paths.root.join("registries.yaml");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(image::Registries::default()),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let unusable = || format!("cannot use {}", path.display());
+    let registries: image::Registries = serde_saphyr::from_str(&text).with_context(unusable)?;
+    registries.check().with_context(unusable)?;
+    Ok(registries)
 }
 
 /// Opens the image store of a data directory.
@@ -30,7 +56,7 @@ pub fn open_images(env: &Environment) -> anyhow::Result<Arc<ImageStore>> {
     let config = StoreConfig {
         root: env.paths.images(),
         insecure_registries: env.options.insecure_registry.clone(),
-        mirrors: Default::default(),
+        registries: registries(env)?,
         ca_file: None,
         clock: env.clock.clone(),
     };
@@ -66,6 +92,9 @@ impl Node {
     ) -> anyhow::Result<Node> {
         let images = open_images(env)?;
         let runtime = open_runtime(env, images.clone(), network).await?;
+        let builder =
+            build::Builder::new(images.clone(), runtime.clone(), Arc::new(RuntimeChanges(runtime.clone())));
+        builder.clean_up().await.context("cannot remove what earlier builds have left")?;
         let mut config = kubelet::Config::new(&env.node_name, env.paths.root.clone());
         config.eviction_hard = env.options.eviction_hard.parse().context("--eviction-hard")?;
         config.node_ips = vec![env.node_ip];
@@ -86,7 +115,7 @@ impl Node {
                 cancel.cancel();
             }
         });
-        Ok(Node { images })
+        Ok(Node { images, builder })
     }
 }
 

@@ -66,9 +66,10 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
         let network = network::open(&env).await?;
         let node = Node::start(&env, &plane, Some(network), &mut tasks).await?;
         images = Some(node.images.clone());
+        let services = local::Services { images: node.images, builder: node.builder };
         let (socket, cancel) = (env.paths.socket(), env.cancel.clone());
         tasks.spawn(async move {
-            if let Err(error) = local::serve(socket, node.images, cancel).await {
+            if let Err(error) = local::serve(socket, services, cancel).await {
                 tracing::error!(%error, "the local socket is not served");
             }
         });

@@ -36,8 +36,8 @@ pub struct StoreConfig {
     pub root: PathBuf,
     /// Registry hosts (with port) that are spoken to without TLS, besides those on loopback.
     pub insecure_registries: Vec<String>,
-    /// Base URLs tried before the registry itself, by registry host.
-    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Mirrors, credentials and TLS of registries.
+    pub registries: crate::registries::Registries,
     /// PEM file of certificate authorities; `None` takes the system's.
     pub ca_file: Option<PathBuf>,
     /// Time.
@@ -82,7 +82,7 @@ impl ImageStore {
     pub fn open(config: StoreConfig) -> Result<Arc<ImageStore>> {
         let content = Content::open(&config.root)?;
         let refs = RwLock::new(Refs::open(&config.root)?);
-        let registry = Registry::new(config.insecure_registries, config.mirrors, config.ca_file);
+        let registry = Registry::new(config.insecure_registries, config.registries, config.ca_file);
         let store = Arc::new_cyclic(|this| ImageStore {
             this: this.clone(),
             content,
@@ -348,14 +348,15 @@ pub(crate) fn hold_image(
 }
 
 /// An image and all its names.
-struct Found {
-    target: RefTarget,
-    repo_tags: Vec<String>,
-    repo_digests: Vec<String>,
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) target: RefTarget,
+    pub(crate) repo_tags: Vec<String>,
+    pub(crate) repo_digests: Vec<String>,
 }
 
 /// Finds by reference, or by id: whole, or the beginning of its digits.
-fn find(refs: &BTreeMap<String, RefTarget>, image: &str) -> Option<Found> {
+pub(crate) fn find(refs: &BTreeMap<String, RefTarget>, image: &str) -> Option<Found> {
     let hex = image.strip_prefix("sha256:").unwrap_or(image);
     let by_id = || {
         let digits = hex.len() >= 8 && hex.len() <= 64 && hex.bytes().all(|c| c.is_ascii_hexdigit());

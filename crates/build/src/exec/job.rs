@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use cri::ImageService;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
@@ -37,7 +37,7 @@ pub(super) struct Job {
     pub(super) work: PathBuf,
     pub(super) sandboxes: tokio::sync::Mutex<HashMap<(usize, Network), String>>,
     pub(super) events: mpsc::Sender<Event>,
-    stages: OnceLock<Vec<SharedStage>>,
+    stages: parking_lot::Mutex<Vec<SharedStage>>,
     bases: tokio::sync::Mutex<HashMap<String, Arc<BaseImage>>>,
     next_name: AtomicU64,
     pub(super) steps: AtomicU64,
@@ -50,6 +50,9 @@ pub(super) struct Cleanup(pub(super) Arc<Job>);
 impl Drop for Cleanup {
     fn drop(&mut self) {
         let job = self.0.clone();
+        // A stage that was left half-way holds its build.
+        let unfinished = std::mem::take(&mut *job.stages.lock());
+        drop(unfinished);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             // Steps in flight end with their sandboxes.
@@ -99,7 +102,7 @@ impl Job {
             epoch,
             sandboxes: tokio::sync::Mutex::default(),
             events,
-            stages: OnceLock::new(),
+            stages: parking_lot::Mutex::default(),
             bases: tokio::sync::Mutex::default(),
             next_name: AtomicU64::new(0),
             steps: AtomicU64::new(0),
@@ -126,7 +129,7 @@ impl Job {
             });
             made.shared()
         });
-        let _ = self.stages.set(stages.collect());
+        *self.stages.lock() = stages.collect();
         let mut tasks = tokio::task::JoinSet::new();
         for index in &self.plan.needed {
             tasks.spawn(self.stage(*index)?);
@@ -147,8 +150,8 @@ impl Job {
 
     /// The stage of this number, begun when first waited for.
     pub(super) fn stage(&self, index: usize) -> Result<SharedStage> {
-        let stages = self.stages.get().and_then(|stages| stages.get(index)).cloned();
-        stages.ok_or_else(|| message(format!("there is no build stage {index}")))
+        let stage = self.stages.lock().get(index).cloned();
+        stage.ok_or_else(|| message(format!("there is no build stage {index}")))
     }
 
     /// Layers of an earlier stage or an image, as `--from` names it in stage `stage`.

@@ -86,7 +86,8 @@ impl Follower {
         let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
             .map_err(Error::io("follow log"))?;
         inotify::add_watch(&events, path, inotify::WatchFlags::MODIFY).map_err(Error::io("follow log"))?;
-        let events = AsyncFd::new(events).map_err(failed())?;
+        // SAFETY: the descriptor is owned by the result and closed with it, never before.
+        let events = unsafe { AsyncFd::register(events) }.map_err(|e| failed()(e.into_parts().1))?;
         Ok(Follower { file, events, pending: Vec::new() })
     }
 
