@@ -35,6 +35,7 @@ pub mod server;
 pub mod subresource;
 pub mod timeout;
 pub mod transcode;
+mod usage;
 pub mod verbs;
 pub mod watch;
 pub mod webhook;

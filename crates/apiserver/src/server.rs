@@ -68,6 +68,7 @@ pub struct Parts {
     pub(crate) quotas: crate::quota::Locks,
     pub(crate) webhooks: crate::webhook::Pool,
     pub(crate) dynamic: crate::dynamic::Dynamic,
+    pub(crate) usage: crate::usage::Usage,
 }
 
 /// A server that may be gone: for those whom it keeps itself.
@@ -163,6 +164,7 @@ impl Server {
             quotas: crate::quota::Locks::default(),
             webhooks: crate::webhook::Pool::default(),
             dynamic,
+            usage: crate::usage::Usage::default(),
         }))
     }
 
@@ -415,6 +417,8 @@ impl Server {
         let call = Call { info, query, headers: &parts.headers, user, def };
         call.wanted()?;
         match info.verb {
+            "get" if &*def.group == crate::usage::GROUP => crate::usage::get(self, &call).await,
+            "list" if &*def.group == crate::usage::GROUP => crate::usage::list(self, &call).await,
             "get" if !def.is_stored() => crate::reviews::component_status(&info.name),
             "list" if !def.is_stored() => Ok(crate::reviews::component_statuses()),
             "get" => self.get(&call).await,
