@@ -30,6 +30,8 @@ pub struct Addresses {
 
 /// Writes what is missing, then declares the server ready.
 pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
+    let at = std::net::SocketAddr::new(addresses.advertise, addresses.port);
+    server.address.get_or_init(|| at.to_string());
     crate::custom::run(server).await?;
     for name in NAMESPACES {
         ensure(server, "", "namespaces", json!({"metadata": {"name": name}})).await?;

@@ -58,6 +58,8 @@ pub struct Parts {
     pub shutdown: CancellationToken,
     /// Becomes true once the server has written what every cluster starts with.
     pub ready: std::sync::atomic::AtomicBool,
+    /// Where clients reach it: host and port, once that is known.
+    pub address: std::sync::OnceLock<String>,
     /// What may run now.
     pub flow: Arc<crate::flow::Flow>,
     pub(crate) audit: Option<crate::audit::Audit>,
@@ -154,6 +156,7 @@ impl Server {
             random: config.random,
             shutdown: config.shutdown,
             ready: false.into(),
+            address: std::sync::OnceLock::new(),
             flow: Arc::new(crate::flow::Flow::new(config.limits.requests_in_flight)),
             audit: config.audit,
             limits: config.limits,

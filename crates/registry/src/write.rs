@@ -370,6 +370,7 @@ impl Registry {
             let shown = if name.is_empty() { meta_text(&object, "generateName") } else { &name };
             return Err(Status::invalid(&def.group, &def.kind, shown, &errors));
         }
+        warnings.extend(validate::warnings::of(def, &object));
         warnings.extend(def.strategy.warnings(&object));
         admit.validate(attributes, Some(&object), None).await?;
         let stored = crate::convert::to_storage(def, object).await?;
@@ -601,6 +602,9 @@ impl Registry {
             }
             let reservation = self.next_version(target, &old, &mut new, options, admit, kind).await?;
             let before = warnings.len();
+            if target.subresource != "status" {
+                warnings.extend(validate::warnings::of(def, &new));
+            }
             warnings.extend(def.strategy.warnings(&new));
             if new == old && !is_stale(def, &current) {
                 warnings.truncate(before);

@@ -213,6 +213,35 @@ fn other_stored_version(s: &Scope<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of many who race for what is left of a quota, exactly as many win as there is room.
+fn race(s: &Scope<'_>) -> anyhow::Result<()> {
+    s.create(
+        "resourcequotas",
+        json!({"kind": "ResourceQuota", "metadata": {"name": "q"},
+        "spec": {"hard": {"count/configmaps": "10"}}}),
+    )?;
+    s.wait_any("resourcequotas", "q", "its status", |q| q["status"]["hard"]["count/configmaps"] == "10")?;
+    let free = 10 - s.list("configmaps", "")?.len();
+    let path = format!("/api/v1/namespaces/{}/configmaps", s.namespace);
+    let won = std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..RACERS)
+            .map(|i| {
+                let path = &path;
+                scope.spawn(move || {
+                    s.send(Method::POST, path, &json!({"metadata": {"name": format!("r{i}")}}))
+                })
+            })
+            .collect();
+        racers.into_iter().filter_map(|racer| racer.join().ok()).filter(Result::is_ok).count()
+    });
+    ensure!(won == free, "{won} of {RACERS} won where {free} had room");
+    ensure!(s.list("configmaps", "")?.len() == 10);
+    Ok(())
+}
+
+/// Requests at the same time.
+const RACERS: usize = 50;
+
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
     vec![
@@ -240,6 +269,7 @@ pub fn cases() -> Vec<Case> {
             name: "[sig-api-machinery] Garbage collector should not delete dependents that have both valid owner and owner that's waiting for dependents to be deleted [Serial] [Conformance]",
             run: two_owners,
         },
+        Case { name: "Ferry: a quota is never exceeded by those who race for it", run: race },
         Case {
             name: "[sig-api-machinery] AdmissionWebhook [Privileged:ClusterAdmin] should mutate custom resource with different stored version [Conformance]",
             run: other_stored_version,
