@@ -30,6 +30,9 @@ use crate::verbs::Call;
 #[derive(Debug, Clone)]
 pub struct PeerCertificate(pub Arc<[u8]>);
 
+/// Writes lines of the page of metrics.
+pub type MoreMetrics = Box<dyn Fn(&mut String) + Send + Sync>;
+
 /// What the server is made of. Cheap to clone.
 #[derive(Clone)]
 pub struct Server(Arc<Parts>);
@@ -60,6 +63,8 @@ pub struct Parts {
     pub ready: std::sync::atomic::AtomicBool,
     /// Where clients reach it: host and port, once that is known.
     pub address: std::sync::OnceLock<String>,
+    /// What others of this process have to say on the page of metrics.
+    pub more_metrics: parking_lot::RwLock<Vec<MoreMetrics>>,
     /// What may run now.
     pub flow: Arc<crate::flow::Flow>,
     pub(crate) audit: Option<crate::audit::Audit>,
@@ -157,6 +162,7 @@ impl Server {
             shutdown: config.shutdown,
             ready: false.into(),
             address: std::sync::OnceLock::new(),
+            more_metrics: Default::default(),
             flow: Arc::new(crate::flow::Flow::new(config.limits.requests_in_flight)),
             audit: config.audit,
             limits: config.limits,
@@ -190,7 +196,9 @@ impl Server {
         let started = std::time::Instant::now();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let apply = crate::negotiate::content_type(request.headers()) == "application/apply-patch+yaml";
-        let guarded = AssertUnwindSafe(self.chain(request)).catch_unwind().await;
+        let elsewhere = Arc::new(crate::metrics::Elsewhere::default());
+        let chain = crate::metrics::ELSEWHERE.scope(elsewhere.clone(), self.chain(request));
+        let guarded = AssertUnwindSafe(chain).catch_unwind().await;
         let (info, answer) = guarded.unwrap_or_else(|_| {
             tracing::error!(%method, path, "a handler panicked");
             (
@@ -199,7 +207,8 @@ impl Server {
             )
         });
         let size = http_body::Body::size_hint(answer.body()).exact();
-        self.metrics.observe(&info, apply, answer.status().as_u16(), started.elapsed(), size);
+        let times = (started.elapsed(), elsewhere.total());
+        self.metrics.observe(&info, apply, answer.status().as_u16(), times, size);
         answer
     }
 
@@ -261,7 +270,10 @@ impl Server {
         };
         let path = request.uri().path().to_owned();
         let asked = crate::flow::Asked { info, path: &path, user: &user };
-        let permit = match self.flow.admit(asked, |most| self.work(info, query, most)).await {
+        let queued = crate::metrics::elsewhere();
+        let admitted = self.flow.admit(asked, |most| self.work(info, query, most)).await;
+        drop(queued);
+        let permit = match admitted {
             Ok(permit) => permit,
             Err(refused) => return refused.answer(),
         };

@@ -220,7 +220,8 @@ fn race(s: &Scope<'_>) -> anyhow::Result<()> {
         json!({"kind": "ResourceQuota", "metadata": {"name": "q"},
         "spec": {"hard": {"count/configmaps": "10"}}}),
     )?;
-    s.wait_any("resourcequotas", "q", "its status", |q| q["status"]["hard"]["count/configmaps"] == "10")?;
+    // Every namespace gets a ConfigMap of its own.
+    s.wait_any("resourcequotas", "q", "its status", |q| q["status"]["used"]["count/configmaps"] == "1")?;
     let free = 10 - s.list("configmaps", "")?.len();
     let path = format!("/api/v1/namespaces/{}/configmaps", s.namespace);
     let won = std::thread::scope(|scope| {
