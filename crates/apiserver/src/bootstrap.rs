@@ -132,7 +132,7 @@ pub(crate) async fn ensure(
     };
     let text = object.to_string();
     let decoded =
-        registry::write::decode_body(def, text.as_bytes(), FieldValidation::Ignore, &mut Vec::new())?;
+        registry::decode::decode_body(def, text.as_bytes(), FieldValidation::Ignore, &mut Vec::new())?;
     let target = Target { def, namespace: &namespace, name: "", subresource: "" };
     match server.registry.create(target, decoded, &options, &AdmitAll, Vec::new()).await {
         Ok(_) => Ok(None),

@@ -16,7 +16,7 @@ use crate::verbs::Call;
 pub async fn create(server: &Server, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
     let body = negotiate::body_as_json(call.headers, body)?;
     let mut warnings = Vec::new();
-    let mut object = registry::write::decode_body(call.def, &body, FieldValidation::Warn, &mut warnings)?;
+    let mut object = registry::decode::decode_body(call.def, &body, FieldValidation::Warn, &mut warnings)?;
     match (&*call.def.group, &*call.def.resource) {
         ("", "bindings") => {
             let name = registry::write::meta_text(&object, "name").to_owned();

@@ -9,9 +9,10 @@ use auth::authenticate::Authenticator;
 use auth::node::NodeGraph;
 use auth::rbac::{Attributes, Decision, RbacIndex};
 use auth::token::TokenSigner;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, header};
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use meta::{Reason, Status, UserInfo};
 use registry::Registry;
 use stdx::Random;
@@ -217,6 +218,8 @@ impl Server {
         let info = parse(request.method(), request.uri().path(), &query);
         let form = crate::transcode::Form::of(&request, &query);
         let id = crate::audit::id(request.headers());
+        let certificate = request.extensions().get::<PeerCertificate>().filter(|_| info.verb == "watch");
+        let facts = certificate.and_then(|certificate| auth::revocation::Facts::of(&certificate.0));
         let answer = match self.authenticate(&mut request).await {
             Ok(user) => Box::pin(self.recorded(request, &info, &query, user, &id)).await,
             Err(status) => {
@@ -228,6 +231,15 @@ impl Server {
         };
         let mut answer = crate::transcode::finish(answer, form).await;
         answer.headers_mut().insert("audit-id", id);
+        if let Some(facts) = facts {
+            // Who is no longer accepted sees nothing more either.
+            let revocations = self.authenticator.revocations().clone();
+            answer = answer.map(|body| {
+                let frames = BodyStream::new(body);
+                let ended = async move { revocations.revoked(&facts).await };
+                StreamBody::new(frames.take_until(Box::pin(ended))).boxed_unsync()
+            });
+        }
         (info, answer)
     }
 

@@ -51,7 +51,7 @@ impl Fixture {
         let mut warnings = Vec::new();
         let text = object.to_string();
         let decoded =
-            registry::write::decode_body(row, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
+            registry::decode::decode_body(row, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
         let namespace = if row.namespaced { "default" } else { "" };
         let target = Target { def: row, namespace, name: "", subresource: "" };
         let written = self.registry.create(target, decoded, &self.options(), &AdmitAll, warnings).await?;

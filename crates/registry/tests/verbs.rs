@@ -50,7 +50,7 @@ impl Fixture {
         let mut warnings = Vec::new();
         let text = object.to_string();
         let decoded =
-            registry::write::decode_body(def, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
+            registry::decode::decode_body(def, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
         let namespace = if def.namespaced { "default" } else { "" };
         let target = Target { def, namespace, name: "", subresource: "" };
         let written =
