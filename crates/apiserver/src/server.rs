@@ -442,8 +442,8 @@ impl Server {
         let call = Call { info, query, headers: &parts.headers, user, def };
         call.wanted()?;
         match info.verb {
-            "get" if !def.is_stored() => crate::reviews::component_status(&info.name),
-            "list" if !def.is_stored() => Ok(crate::reviews::component_statuses()),
+            "get" if !def.is_stored() => crate::reviews::component_status(self, &call),
+            "list" if !def.is_stored() => crate::reviews::component_statuses(self, &call),
             "get" => self.get(&call).await,
             "list" => self.list(&call).await,
             "watch" => self.watch(&call).await,
