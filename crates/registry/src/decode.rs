@@ -31,6 +31,10 @@ pub(crate) fn refuse_untyped(def: &ResourceDef, body: &[u8]) -> Result<(), Statu
     if value["apiVersion"] != api_version.as_str() || value["kind"] != *def.kind {
         return Ok(());
     }
+    // Without metadata there is nobody to speak of; decoding says what is wrong.
+    if !(value["metadata"].is_object() || value["metadata"].is_null()) {
+        return Ok(());
+    }
     if value["metadata"].get("managedFields").is_some_and(|fields| !fields.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
