@@ -35,6 +35,8 @@ pub struct PodSandboxConfig {
     pub cgroup_parent: String,
     /// Namespaced kernel parameters.
     pub sysctls: BTreeMap<String, String>,
+    /// Which of the runtime's ways to run containers is wanted (RuntimeClass); empty for its default.
+    pub runtime_handler: String,
     /// Identity and confinement shared by the pod's containers.
     pub security: PodSandboxSecurityContext,
 }
@@ -83,7 +85,7 @@ pub enum NamespaceMode {
     /// One for the pod.
     #[default]
     Pod,
-    /// One for each container (only PID).
+    /// One for each container (PID); for the network of a sandbox, one with nothing but loopback.
     Container,
     /// The node's.
     Node,
@@ -95,7 +97,7 @@ pub enum NamespaceMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NamespaceOptions {
-    /// Network: `Pod` or `Node`.
+    /// Network: `Pod`, `Node`, or `Container` for loopback alone.
     pub network: NamespaceMode,
     /// Processes: `Container` (Kubernetes' default), `Pod` (shareProcessNamespace), `Node` or `Target`.
     pub pid: NamespaceMode,
@@ -178,6 +180,8 @@ pub struct PodSandboxStatus {
     pub ips: Vec<IpAddr>,
     /// As configured.
     pub namespaces: NamespaceOptions,
+    /// As configured.
+    pub runtime_handler: String,
     /// As configured.
     pub labels: BTreeMap<String, String>,
     /// As configured.
