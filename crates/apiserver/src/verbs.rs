@@ -205,7 +205,7 @@ impl Server {
         let body = negotiate::body_as_json(call.headers, body)?;
         let options = call.write_options()?;
         let mut warnings = Vec::new();
-        let object = registry::write::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
+        let object = registry::decode::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
         let admission = self.admission();
         let written = self.registry.create(call.target(), object, &options, &admission, warnings).await?;
         self.written_answer(call, written, &admission)
@@ -216,7 +216,7 @@ impl Server {
         let body = negotiate::body_as_json(call.headers, body)?;
         let options = call.write_options()?;
         let mut warnings = Vec::new();
-        let object = registry::write::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
+        let object = registry::decode::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
         let admission = self.admission();
         let written = self.registry.update(call.target(), object, &options, &admission, warnings).await?;
         self.written_answer(call, written, &admission)

@@ -15,7 +15,7 @@ use crate::crd::{anything, definition, establish, eventually, foo, foos, version
 
 fn answer(s: &Scope<'_>, method: Method, path: &str, kind: &str, body: &str) -> anyhow::Result<(u16, Value)> {
     let (code, _, body) = s.raw(method, path, &[("content-type", kind)], body.to_owned())?;
-    Ok((code.into(), serde_json::from_slice(&body)?))
+    Ok((code, serde_json::from_slice(&body)?))
 }
 
 fn deployments(s: &Scope<'_>, rest: &str) -> String {
@@ -213,6 +213,73 @@ fn other_stored_version(s: &Scope<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of many who race for what is left of a quota, exactly as many win as there is room.
+fn race(s: &Scope<'_>) -> anyhow::Result<()> {
+    s.create(
+        "resourcequotas",
+        json!({"kind": "ResourceQuota", "metadata": {"name": "q"},
+        "spec": {"hard": {"count/configmaps": "10"}}}),
+    )?;
+    // Every namespace gets a ConfigMap of its own.
+    s.wait_any("resourcequotas", "q", "its status", |q| q["status"]["used"]["count/configmaps"] == "1")?;
+    let free = 10 - s.list("configmaps", "")?.len();
+    let path = format!("/api/v1/namespaces/{}/configmaps", s.namespace);
+    let won = std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..RACERS)
+            .map(|i| {
+                let path = &path;
+                scope.spawn(move || {
+                    s.send(Method::POST, path, &json!({"metadata": {"name": format!("r{i}")}}))
+                })
+            })
+            .collect();
+        racers.into_iter().filter_map(|racer| racer.join().ok()).filter(Result::is_ok).count()
+    });
+    ensure!(won == free, "{won} of {RACERS} won where {free} had room");
+    ensure!(s.list("configmaps", "")?.len() == 10);
+    Ok(())
+}
+
+/// Requests at the same time.
+const RACERS: usize = 50;
+
+fn components(s: &Scope<'_>) -> anyhow::Result<()> {
+    let shown = s.kubectl(&["get", "componentstatuses"])?;
+    let rows: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    ensure!(rows.first().is_some_and(|r| *r == ["NAME", "STATUS", "MESSAGE", "ERROR"]), "{shown}");
+    for name in ["controller-manager", "etcd-0", "scheduler"] {
+        ensure!(rows.iter().any(|r| *r == [name, "Healthy", "ok"]), "{shown}");
+    }
+    // Hashes that upstream's own servers show.
+    for (path, resource, hash) in
+        [("/api/v1", "pods", "xPOwRZ+Yhw8="), ("/apis/events.k8s.io/v1", "events", "r2yiGXH7wu8=")]
+    {
+        let list = s.path(path)?;
+        let mut all = list["resources"].as_array().into_iter().flatten();
+        let found = all.find(|r| r["name"] == resource).context("no such resource")?;
+        ensure!(found["storageVersionHash"] == hash, "{found}");
+    }
+    let addresses = s.path("/api")?["serverAddressByClientCIDRs"].clone();
+    ensure!(addresses[0]["clientCIDR"] == "0.0.0.0/0", "{addresses}");
+    Ok(())
+}
+
+/// The page of metrics tells of queues, the store and webhooks under upstream's names.
+fn metrics(s: &Scope<'_>) -> anyhow::Result<()> {
+    let (code, _, page) = s.raw(Method::GET, "/metrics", &[], "")?;
+    let page = String::from_utf8(page.to_vec())?;
+    ensure!(code == 200, "{code}");
+    for line in [
+        "workqueue_depth{name=\"deployment\"} ",
+        "workqueue_work_duration_seconds_count{name=\"namespace\"} ",
+        "etcd_requests_total{group=\"\",operation=\"create\",resource=\"namespaces\"} ",
+        "etcd_request_duration_seconds_bucket{group=\"\",operation=\"update\",resource=\"nodes\",le=\"0.005\"} ",
+    ] {
+        ensure!(page.lines().any(|l| l.starts_with(line)), "{line} is missing");
+    }
+    Ok(())
+}
+
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
     vec![
@@ -240,6 +307,9 @@ pub fn cases() -> Vec<Case> {
             name: "[sig-api-machinery] Garbage collector should not delete dependents that have both valid owner and owner that's waiting for dependents to be deleted [Serial] [Conformance]",
             run: two_owners,
         },
+        Case { name: "Ferry: component statuses and what discovery says beside resources", run: components },
+        Case { name: "Ferry: metrics of queues and of the store", run: metrics },
+        Case { name: "Ferry: a quota is never exceeded by those who race for it", run: race },
         Case {
             name: "[sig-api-machinery] AdmissionWebhook [Privileged:ClusterAdmin] should mutate custom resource with different stored version [Conformance]",
             run: other_stored_version,

@@ -4,6 +4,7 @@ pub mod job;
 mod placement;
 pub mod pod;
 pub mod rules;
+pub mod warnings;
 pub mod workload;
 
 use meta::{FieldError, names};
