@@ -53,6 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cri", &[]),
     ("image", &["stdx", "cri"]),
     ("container", &["stdx", "cri", "image"]),
+    ("build", &["cri", "image"]),
     ("kubelet", &["stdx", "meta", "api", "client", "reconcile", "cri"]),
     ("net", &["stdx", "cri"]),
     ("proxy", &["stdx", "meta", "api", "client", "reconcile", "net"]),
