@@ -9,8 +9,10 @@ mod floors;
 mod idle;
 mod image;
 mod instance;
+mod mixed;
 mod pods;
 mod report;
+mod scale;
 mod storage;
 mod watching;
 
@@ -64,6 +66,10 @@ pub enum Section {
     List,
     /// Watch fan-out.
     Watch,
+    /// Fifty thousand pods: memory, and lists in every form.
+    Scale,
+    /// Latency while everything happens at once.
+    Mixed,
 }
 
 impl Options {
@@ -98,6 +104,8 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Section::Creates => storage::creates(options).await,
             Section::List => storage::list(options).await,
             Section::Watch => watching::run(options).await,
+            Section::Scale => scale::run(options).await,
+            Section::Mixed => mixed::run(options).await,
         };
         // One broken section must not hide the figures of the others.
         if let Err(error) = result {

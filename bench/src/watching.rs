@@ -12,8 +12,8 @@ use crate::instance::Home;
 use crate::report::{Table, Target, median_ms, ms, percentile};
 
 const CONFIG_MAPS: Gvr = Gvr::new("", "v1", "configmaps");
-/// Watchers, each with a connection of its own.
-const WATCHERS: usize = 100;
+/// Numbers of watchers, each with a connection of its own.
+const WATCHERS: [usize; 2] = [100, 1000];
 /// Writers, each with an object of its own, and the updates of all together.
 const WRITERS: usize = 4;
 const UPDATES: usize = 1000;
@@ -39,6 +39,13 @@ fn written_at(object: &[u8]) -> Option<Duration> {
 
 /// Measures and prints.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
+    for watchers in WATCHERS {
+        fan_out(options, watchers).await?;
+    }
+    Ok(())
+}
+
+async fn fan_out(options: &Options, count: usize) -> anyhow::Result<()> {
     let mut home = Home::new(options)?;
     let instance = home.start().await?;
     instance.node_ready().await?;
@@ -50,7 +57,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     }
     let params = WatchParams { field_selector: String::new(), ..Default::default() };
     let mut watchers = Vec::new();
-    for _ in 0..WATCHERS {
+    for _ in 0..count {
         let mut watch = instance.connect()?.watch(&CONFIG_MAPS, "fan", &params).await?;
         watchers.push(tokio::spawn(async move {
             let mut ages = Vec::with_capacity(UPDATES);
@@ -78,7 +85,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
             anyhow::Ok(())
         }));
     }
-    let mut ages = Vec::with_capacity(WATCHERS * UPDATES);
+    let mut ages = Vec::with_capacity(count * UPDATES);
     let all = async {
         for writer in writers {
             writer.await??;
@@ -91,9 +98,9 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     };
     let written = tokio::time::timeout(PATIENCE, all).await.context("deliveries are missing")??;
     let took = started.elapsed().as_secs_f64();
-    ensure!(ages.len() == WATCHERS * UPDATES, "{} deliveries instead of {}", ages.len(), WATCHERS * UPDATES);
+    ensure!(ages.len() == count * UPDATES, "{} deliveries instead of {}", ages.len(), count * UPDATES);
     let mut table = Table::new(&format!(
-        "watch: {WATCHERS} watchers on connections of their own, {UPDATES} updates by {WRITERS} writers"
+        "watch: {count} watchers on connections of their own, {UPDATES} updates by {WRITERS} writers"
     ));
     table.row("deliveries", ages.len() as f64 / took, "/s", None, Target::None);
     table.row("updates", UPDATES as f64 / written.as_secs_f64(), "/s", None, Target::None);

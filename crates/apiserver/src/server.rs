@@ -409,7 +409,7 @@ impl Server {
         info: &RequestInfo,
         query: &Query,
         user: &UserInfo,
-        def: &registry::ResourceDef,
+        def: &Arc<registry::ResourceDef>,
     ) -> Result<Answer, Status> {
         let (parts, body) = request.into_parts();
         let call = Call { info, query, headers: &parts.headers, user, def };

@@ -121,6 +121,14 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A runtime behind a socket has failed, or could not be reached.
+    #[error("{message}")]
+    Remote {
+        /// Kubernetes' word for the failure.
+        reason: &'static str,
+        /// The runtime's own words.
+        message: String,
+    },
     /// The runtime contradicts itself or lost contact with its shim.
     #[error("{message}")]
     Internal {
@@ -151,6 +159,7 @@ impl Error {
             Error::InvalidState { .. } => "InvalidState",
             Error::Timeout { .. } => "DeadlineExceeded",
             Error::Unsupported { .. } => "Unimplemented",
+            Error::Remote { reason, .. } => reason,
             Error::Io { .. } | Error::Internal { .. } => "Unknown",
         }
     }

@@ -35,6 +35,8 @@ pub struct PodSandboxConfig {
     pub cgroup_parent: String,
     /// Namespaced kernel parameters.
     pub sysctls: BTreeMap<String, String>,
+    /// Which of the runtime's ways to run containers is wanted (RuntimeClass); empty for its default.
+    pub runtime_handler: String,
     /// Identity and confinement shared by the pod's containers.
     pub security: PodSandboxSecurityContext,
 }
@@ -178,6 +180,8 @@ pub struct PodSandboxStatus {
     pub ips: Vec<IpAddr>,
     /// As configured.
     pub namespaces: NamespaceOptions,
+    /// As configured.
+    pub runtime_handler: String,
     /// As configured.
     pub labels: BTreeMap<String, String>,
     /// As configured.

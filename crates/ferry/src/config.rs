@@ -134,6 +134,9 @@ pub struct UpOptions {
     /// How the API server serves.
     #[command(flatten)]
     pub serving: crate::serving::Serving,
+    /// Who runs containers.
+    #[command(flatten)]
+    pub runtime: crate::runtime::RuntimeOptions,
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',')]
     pub disable: Vec<Part>,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Cli, Command, DownOptions};
 use crate::control::Environment;
 use crate::paths::Paths;
-use crate::{network, node};
+use crate::{network, node, runtime};
 
 /// Stops what runs and removes what was made.
 pub fn run(options: DownOptions) -> anyhow::Result<()> {
@@ -17,8 +17,8 @@ pub fn run(options: DownOptions) -> anyhow::Result<()> {
     if !directory.join("cluster-id").exists() {
         bail!("{} is not the data directory of a cluster", directory.display());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(async {
+    let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    executor.block_on(async {
         let paths = Paths::open_or_create(directory)?;
         if tokio::net::UnixStream::connect(paths.socket()).await.is_ok() {
             bail!("the cluster is running; stop it first (Ctrl-C, or SIGTERM to its `ferry up`)");
@@ -37,9 +37,11 @@ pub fn run(options: DownOptions) -> anyhow::Result<()> {
             random: Arc::new(ThreadRandom),
             cancel: CancellationToken::new(),
         };
-        let images = node::open_images(&env)?;
-        let containers = node::open_runtime(&env, images, None).await?;
-        containers.destroy_all().await.context("cannot remove the containers")?;
+        if !runtime::remove(&env).await? {
+            let images = node::open_images(&env)?;
+            let containers = node::open_runtime(&env, images, None).await?;
+            containers.destroy_all().await.context("cannot remove the containers")?;
+        }
         network::remove(&env).await.context("cannot remove the network")?;
         anyhow::Ok(())
     })?;

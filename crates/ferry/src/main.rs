@@ -3,6 +3,7 @@
 //! `main` decides before anything else whether this process is a pod's shim (no runtime, no allocator
 //! arenas, a few hundred kilobytes), and otherwise reads the command line and runs one subcommand.
 
+mod cni;
 mod config;
 mod control;
 mod demo;
@@ -15,6 +16,7 @@ mod node;
 mod paths;
 mod preflight;
 mod progress;
+mod runtime;
 mod services;
 mod serving;
 mod up;
@@ -31,6 +33,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // A pod's shim is this binary again: it must branch off before any thread exists.
     container::intercept();
+    if let Some(code) = cni::intercept() {
+        return code;
+    }
     let arguments = match config::with_config_file(std::env::args_os().collect()) {
         Ok(arguments) => arguments,
         Err(error) => return fail(&error),

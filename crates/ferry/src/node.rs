@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use auth::authenticate::Authenticator;
@@ -15,26 +16,18 @@ use meta::user::GROUP_NODES;
 use tokio::task::JoinSet;
 
 use crate::control::{ControlPlane, Environment};
+use crate::runtime::{self, Opened};
 
 /// Common name of the certificate that the API server shows to kubelets.
 pub const API_SERVER_CLIENT: &str = "kube-apiserver-kubelet-client";
 
+/// Between two attempts to reach a runtime that is not there yet.
+const RUNTIME_RETRY: Duration = Duration::from_secs(1);
+
 /// A running node.
 pub struct Node {
-    /// Images on this machine.
-    pub images: Arc<ImageStore>,
-    /// Who builds new ones.
-    pub builder: Arc<build::Builder>,
-}
-
-/// Where the runtime keeps what containers change.
-#[derive(Debug)]
-struct RuntimeChanges(Arc<Runtime>);
-
-impl build::Changes for RuntimeChanges {
-    fn upper(&self, container: &str) -> Option<std::path::PathBuf> {
-        self.0.changes_of(container)
-    }
+    /// Its runtime and images.
+    pub opened: Opened,
 }
 
 /// Reads `registries.yaml` of the data directory, if there is one.
@@ -90,15 +83,11 @@ impl Node {
         network: Option<Arc<dyn cri::NetworkProvider>>,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<Node> {
-        let images = open_images(env)?;
-        let runtime = open_runtime(env, images.clone(), network).await?;
-        let builder =
-            build::Builder::new(images.clone(), runtime.clone(), Arc::new(RuntimeChanges(runtime.clone())));
-        builder.clean_up().await.context("cannot remove what earlier builds have left")?;
+        let opened = runtime::open(env, network).await?;
         let mut config = kubelet::Config::new(&env.node_name, env.paths.root.clone());
         config.eviction_hard = env.options.eviction_hard.parse().context("--eviction-hard")?;
         config.node_ips = vec![env.node_ip];
-        config.cgroup_root = runtime.cgroup_root().display().to_string();
+        config.cgroup_root = runtime::cgroup_root(env);
         config.cluster_dns = vec![env.options.cluster_dns];
         config.cluster_domain = env.options.cluster_domain.clone();
         config.version = apiserver::endpoints::GIT_VERSION.into();
@@ -106,16 +95,33 @@ impl Node {
         config.server = Some(server(env, &plane.pki, authenticator, tasks)?);
         let user = UserInfo::authenticated(&format!("system:node:{}", env.node_name), &[GROUP_NODES]);
         let client = plane.client.as_user(user).with_user_agent("kubelet/ferry");
-        let kubelet = Kubelet::new(config, client, runtime, images.clone(), env.clock.clone())
+        let (runtime, images) = (opened.runtime.clone(), opened.images.clone());
+        let kubelet = Kubelet::new(config, client, runtime, images, env.clock.clone())
             .with_streaming(kubelet::streaming::handler());
         let cancel = env.cancel.clone();
+        let runtime = opened.runtime.clone();
         tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = answers(&*runtime) => {}
+            }
             if let Err(error) = kubelet.run(cancel.clone()).await {
                 tracing::error!(%error, "the kubelet ended");
                 cancel.cancel();
             }
         });
-        Ok(Node { images, builder })
+        Ok(Node { opened })
+    }
+}
+
+/// Waits until the runtime answers: one of somebody else's may be started after us.
+async fn answers(runtime: &dyn cri::RuntimeService) {
+    let mut told = false;
+    while let Err(error) = runtime.info().await {
+        if !std::mem::replace(&mut told, true) {
+            eprintln!("waiting for the container runtime: {error}");
+        }
+        tokio::time::sleep(RUNTIME_RETRY).await;
     }
 }
 

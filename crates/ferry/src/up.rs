@@ -64,12 +64,13 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
     if env.options.enabled(Part::Node) {
         let mut tasks = std::mem::take(&mut plane.tasks);
         let network = network::open(&env).await?;
-        let node = Node::start(&env, &plane, Some(network), &mut tasks).await?;
-        images = Some(node.images.clone());
-        let services = local::Services { images: node.images, builder: node.builder };
+        let node = Node::start(&env, &plane, Some(network.clone()), &mut tasks).await?;
+        images = node.opened.embedded.as_ref().map(|e| e.store.clone());
         let (socket, cancel) = (env.paths.socket(), env.cancel.clone());
+        let opened = node.opened;
+        let shared = local::Shared { images: opened.images, embedded: opened.embedded, network };
         tasks.spawn(async move {
-            if let Err(error) = local::serve(socket, services, cancel).await {
+            if let Err(error) = local::serve(socket, shared, cancel).await {
                 tracing::error!(%error, "the local socket is not served");
             }
         });
@@ -82,6 +83,9 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
         kubeconfig.display()
     );
 
+    if env.options.demo && env.options.runtime.container_runtime_endpoint.is_some() {
+        println!("the demo is left out: its image comes with the embedded runtime");
+    }
     if let (true, Some(images)) = (env.options.demo, images) {
         let url = demo::deploy(&plane, images, env.node_ip).await?;
         say(started, &format!("the demo answers at {url}"));

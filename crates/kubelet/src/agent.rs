@@ -22,6 +22,9 @@ use crate::resources::{self, Amounts};
 use crate::status::Verdict;
 use crate::volume::Volumes;
 
+/// Where RuntimeClasses are.
+const RUNTIME_CLASSES: meta::Gvr = meta::Gvr::new("node.k8s.io", "v1", "runtimeclasses");
+
 /// What the API wants of a pod.
 #[derive(Debug, Clone)]
 pub struct Desired {
@@ -113,6 +116,18 @@ impl Agent {
     /// Allocatable resources of this node.
     pub fn allocatable(&self) -> Amounts {
         self.machine.allocatable(&self.config)
+    }
+
+    /// The runtime's handler behind a pod's RuntimeClass; empty for the default one. An error says why the pod
+    /// cannot be run.
+    pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        let name = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+        if name.is_empty() {
+            return Ok(String::new());
+        }
+        let class = self.client.get(&RUNTIME_CLASSES, "", name).await;
+        let class = class.map_err(|error| format!("failed to get RuntimeClass {name}: {error}"))?;
+        Ok(class.get("handler").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
     }
 
     /// Addresses of the node.

@@ -20,7 +20,6 @@ use crate::node::{lease, register};
 use crate::references::References;
 use crate::server::Server;
 use crate::spec::{PodDirs, mark};
-use crate::streaming;
 use crate::volume::Volumes;
 use crate::worker;
 

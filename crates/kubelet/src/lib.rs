@@ -26,10 +26,10 @@ pub mod security;
 pub mod server;
 pub mod spec;
 pub mod status;
-pub mod streaming;
 pub mod thresholds;
 pub mod volume;
 mod worker;
 
 pub use config::{Config, PeerCheck, ServerConfig};
 pub use kubelet::{Error, Kubelet};
+pub use streaming;

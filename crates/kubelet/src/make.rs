@@ -178,6 +178,8 @@ pub fn sandbox(
             root => resources::cgroup_parent(root, pod),
         },
         sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+        // What stands behind the pod's RuntimeClass is looked up by who calls.
+        runtime_handler: String::new(),
         security: PodSandboxSecurityContext {
             namespaces,
             supplemental_groups: security::supplemental_groups(pod),

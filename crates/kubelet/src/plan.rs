@@ -336,6 +336,7 @@ pub(crate) mod tests {
             created_at: at(1),
             ips: vec!["10.42.0.2".parse().unwrap()],
             namespaces: Default::default(),
+            runtime_handler: String::new(),
             labels: Default::default(),
             annotations: Default::default(),
         }

@@ -33,9 +33,19 @@ pub fn json_patch(target: &mut Value, patch: &[u8]) -> Result<(), Status> {
                 )));
             }
         }
-        json_patch::patch(target, std::slice::from_ref(operation)).map_err(|_| rejected())?;
+        if !tests_absence(operation, target) {
+            json_patch::patch(target, std::slice::from_ref(operation)).map_err(|_| rejected())?;
+        }
     }
     Ok(())
+}
+
+/// Whether an operation tests that a field is null which is not there at all. RFC 6902 lets that test fail; the
+/// API server's has always let it pass, and clients use it for "nobody added the first one before me".
+fn tests_absence(operation: &json_patch::PatchOperation, target: &Value) -> bool {
+    let json_patch::PatchOperation::Test(test) = operation else { return false };
+    let parent = test.path.parent().and_then(|parent| parent.resolve(target).ok());
+    test.value.is_null() && test.path.resolve(target).is_err() && parent.is_some_and(Value::is_object)
 }
 
 fn too_large(why: &str) -> Status {
@@ -95,6 +105,12 @@ mod tests {
         merge_patch(&mut v, br#"{"a": null, "d": {"e": 1}}"#).unwrap();
         assert_eq!(v, json!({"b": {"c": [1, 2, 3]}, "d": {"e": 1}}));
         assert_eq!(json_patch(&mut v, br#"[{"op":"test","path":"/x","value":1}]"#).unwrap_err().code, 422);
+        assert!(json_patch(&mut v, br#"[{"op":"test","path":"/x","value":null}]"#).is_ok());
+        assert_eq!(json_patch(&mut v, br#"[{"op":"test","path":"/b","value":null}]"#).unwrap_err().code, 422);
+        assert_eq!(
+            json_patch(&mut v, br#"[{"op":"test","path":"/x/y","value":null}]"#).unwrap_err().code,
+            422
+        );
         assert_eq!(json_patch(&mut v, b"{}").unwrap_err().code, 400);
         let many = format!(
             "[{}]",

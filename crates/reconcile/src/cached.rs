@@ -12,6 +12,11 @@ pub trait Cached: Send + Sync + Sized + 'static {
     fn cache_key(&self) -> String;
     /// The object's resource version.
     fn cache_version(&self) -> &str;
+    /// A smaller form for an object that is seldom looked at, which [`Cached::decode_cached`] reads again.
+    /// `None` for objects that are small as they are.
+    fn pack(&self) -> Option<Box<[u8]>> {
+        None
+    }
 }
 
 impl<T: Typed> Cached for T {
@@ -26,6 +31,10 @@ impl<T: Typed> Cached for T {
     }
     fn cache_version(&self) -> &str {
         self.resource_version()
+    }
+    fn pack(&self) -> Option<Box<[u8]>> {
+        // A struct has a place for every field that could be set: its JSON takes a tenth of that.
+        serde_json::to_vec(&self.encode()).ok().map(Vec::into_boxed_slice)
     }
 }
 

@@ -1,8 +1,13 @@
 //! The cache of one resource: objects by key, and secondary indexes over them.
+//!
+//! Structs with a place for every field are large: a Pod takes 16 KB where its JSON takes two. So only as many
+//! as are in use stay whole; the rest are packed ([`Cached::pack`]) and read again when somebody asks. Which
+//! are in use a clock tells: its hand packs what nobody has asked for since it last came by.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use api::Typed;
 use parking_lot::RwLock;
@@ -54,9 +59,85 @@ impl<T> Index<T> {
     }
 }
 
+/// Objects of a kind that stay whole. More than a small cluster has of any kind.
+const WHOLE_MAX: usize = 2048;
+
+enum Kept<T> {
+    Whole {
+        object: Arc<T>,
+        /// Somebody has asked for it since the clock's hand came by.
+        used: AtomicBool,
+    },
+    Packed(Box<[u8]>),
+}
+
+impl<T: Cached> Kept<T> {
+    fn whole(object: Arc<T>) -> Self {
+        Kept::Whole { object, used: AtomicBool::new(true) }
+    }
+
+    /// The object. What was packed from an object can be read as one.
+    fn object(&self) -> Option<Arc<T>> {
+        match self {
+            Kept::Whole { object, used } => {
+                used.store(true, Ordering::Relaxed);
+                Some(object.clone())
+            }
+            Kept::Packed(bytes) => T::decode_cached(bytes).map(Arc::new).ok(),
+        }
+    }
+}
+
 struct Inner<T> {
-    objects: HashMap<Key, Arc<T>>,
+    objects: HashMap<Key, Kept<T>>,
     indexes: Vec<Index<T>>,
+    /// Keys of whole objects (and of some that are gone or packed by now), in the order of the clock.
+    clock: VecDeque<Key>,
+    whole: usize,
+}
+
+impl<T: Cached> Inner<T> {
+    fn keep(&mut self, key: Key, object: Arc<T>) {
+        let before = self.objects.insert(key.clone(), Kept::whole(object));
+        if !matches!(before, Some(Kept::Whole { .. })) {
+            self.whole += 1;
+            self.clock.push_back(key);
+        }
+        self.pack();
+    }
+
+    /// Moves the hand until few enough are whole, but at most once around.
+    fn pack(&mut self) {
+        for _ in 0..self.clock.len() {
+            if self.whole <= WHOLE_MAX {
+                return;
+            }
+            let Some(key) = self.clock.pop_front() else { return };
+            let Some(kept) = self.objects.get_mut(&key) else { continue };
+            let Kept::Whole { object, used } = kept else { continue };
+            if used.swap(false, Ordering::Relaxed) {
+                self.clock.push_back(key);
+            } else if let Some(packed) = object.pack() {
+                *kept = Kept::Packed(packed);
+                self.whole -= 1;
+            } else {
+                self.clock.push_back(key);
+            }
+        }
+    }
+
+    fn take(&mut self, key: &str) -> Option<(Key, Arc<T>)> {
+        let (key, kept) = self.objects.remove_entry(key)?;
+        if matches!(kept, Kept::Whole { .. }) {
+            self.whole -= 1;
+            // Names of objects that come and go would pile up here.
+            if self.clock.len() > 2 * (self.whole + WHOLE_MAX) {
+                let Inner { objects, clock, .. } = self;
+                clock.retain(|key| matches!(objects.get(key), Some(Kept::Whole { .. })));
+            }
+        }
+        Some((key, kept.object()?))
+    }
 }
 
 /// Objects by `namespace/name`. Readers get shared objects and never wait for IO.
@@ -66,7 +147,8 @@ pub struct Store<T> {
 
 impl<T> Default for Store<T> {
     fn default() -> Self {
-        Store { inner: RwLock::new(Inner { objects: HashMap::new(), indexes: Vec::new() }) }
+        let (objects, indexes, clock) = (HashMap::new(), Vec::new(), VecDeque::new());
+        Store { inner: RwLock::new(Inner { objects, indexes, clock, whole: 0 }) }
     }
 }
 
@@ -78,15 +160,30 @@ impl<T: Cached> Store<T> {
             return;
         }
         let mut index = Index { name, values_of, keys: HashMap::new() };
-        for (key, object) in &inner.objects {
-            index.insert(key, object);
+        for (key, kept) in &inner.objects {
+            if let Some(object) = kept.object() {
+                index.insert(key, &object);
+            }
         }
         inner.indexes.push(index);
     }
 
     /// The object with this key.
     pub fn get(&self, key: &str) -> Option<Arc<T>> {
-        self.inner.read().objects.get(key).cloned()
+        let packed = match self.inner.read().objects.get(key)? {
+            Kept::Whole { object, used } => {
+                used.store(true, Ordering::Relaxed);
+                return Some(object.clone());
+            }
+            kept @ Kept::Packed(_) => kept.object()?,
+        };
+        // Who is asked for once is asked for again. Another version may have come in between.
+        let mut inner = self.inner.write();
+        if let Some((key, Kept::Packed(_))) = inner.objects.get_key_value(key) {
+            let key = key.clone();
+            inner.keep(key, packed);
+        }
+        inner.objects.get(key)?.object()
     }
 
     /// The object of this name in this namespace (empty for cluster scope).
@@ -96,7 +193,7 @@ impl<T: Cached> Store<T> {
 
     /// Every object, in no particular order.
     pub fn list(&self) -> Vec<Arc<T>> {
-        self.inner.read().objects.values().cloned().collect()
+        self.inner.read().objects.values().filter_map(Kept::object).collect()
     }
 
     /// The objects that the index `name` lists under `value`, ordered by key. Without such an index: none.
@@ -107,7 +204,7 @@ impl<T: Cached> Store<T> {
             return Vec::new();
         };
         let keys = index.keys.get(value).into_iter().flatten();
-        keys.filter_map(|key| inner.objects.get(key).cloned()).collect()
+        keys.filter_map(|key| inner.objects.get(key)?.object()).collect()
     }
 
     /// Every key, in no particular order.
@@ -128,25 +225,23 @@ impl<T: Cached> Store<T> {
     /// Puts an object in, and returns the one it replaces. For informers and tests.
     pub fn put(&self, object: Arc<T>) -> Option<Arc<T>> {
         let mut inner = self.inner.write();
-        let Inner { objects, indexes } = &mut *inner;
         let key: Key = object.cache_key().into();
-        let old = objects.get(&key).cloned();
-        for index in indexes {
+        let old = inner.objects.get(&key).and_then(Kept::object);
+        for index in &mut inner.indexes {
             if let Some(old) = &old {
                 index.remove(&key, old);
             }
             index.insert(&key, &object);
         }
-        objects.insert(key, object);
+        inner.keep(key, object);
         old
     }
 
     /// Takes an object out. For informers and tests.
     pub fn remove(&self, key: &str) -> Option<Arc<T>> {
         let mut inner = self.inner.write();
-        let Inner { objects, indexes } = &mut *inner;
-        let (key, old) = objects.remove_entry(key)?;
-        for index in indexes {
+        let (key, old) = inner.take(key)?;
+        for index in &mut inner.indexes {
             index.remove(&key, &old);
         }
         Some(old)
@@ -186,5 +281,34 @@ mod tests {
         assert_eq!(store.by_index("namespace", "b").len(), 1);
         assert_eq!(store.len(), 1);
         assert!(store.get_in("b", "y").is_some());
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_packed_and_comes_back_whole() {
+        let store = Store::default();
+        store.add_index("node", by_node);
+        for n in 0..3 * WHOLE_MAX {
+            store.put(pod("a", &format!("p{n}"), &format!("n{}", n % 2)));
+            store.get("a/p0");
+        }
+        let packed = |key: &str| matches!(store.inner.read().objects[key], Kept::Packed(_));
+        assert!(store.inner.read().whole <= WHOLE_MAX);
+        assert!(!packed("a/p0") && packed("a/p7"));
+        let back = store.get("a/p7").unwrap();
+        assert_eq!(back, pod("a", "p7", "n1"));
+        assert!(!packed("a/p7"));
+        assert_eq!(
+            (store.list().len(), store.by_index("node", "n1").len()),
+            (3 * WHOLE_MAX, 3 * WHOLE_MAX / 2)
+        );
+        assert_eq!(store.put(pod("a", "p9", "n0")), Some(pod("a", "p9", "n1")));
+        assert!(store.remove("a/p11").is_some());
+        assert_eq!(store.by_index("node", "n1").len(), 3 * WHOLE_MAX / 2 - 2);
+        for key in store.keys() {
+            store.remove(&key);
+        }
+        let inner = store.inner.read();
+        assert_eq!((inner.objects.len(), inner.whole), (0, 0));
+        assert!(inner.clock.len() <= 2 * WHOLE_MAX);
     }
 }

@@ -39,6 +39,13 @@ impl Scope<'_> {
         output(self.environment(&mut command))
     }
 
+    /// Runs the operator in Rust, which needs no interpreter, the same way.
+    pub fn kube(&self) -> anyhow::Result<String> {
+        let mut command = Command::new(packages()?.join("kube/debug/kube-client"));
+        command.args([&self.namespace, BUSYBOX]);
+        output(self.environment(&mut command))
+    }
+
     /// Starts a kopf operator for this namespace; it runs until it is dropped.
     pub fn kopf(&self, name: &str) -> anyhow::Result<Running> {
         let mut command = Command::new(packages()?.join("venv/bin/kopf"));

@@ -1,8 +1,9 @@
-//! Project tasks: test, tidy, bench.
+//! Project tasks: test, tidy, codegen, bench, fuzz.
 //!
 //! `cargo xtask test` sets up what tests need on a fresh machine and runs everything; it is what CI runs.
 
 mod bench;
+mod fuzz;
 mod shell;
 mod test;
 mod tidy;
@@ -28,10 +29,20 @@ enum Task {
         #[arg(long)]
         ratchet: bool,
     },
+    /// Generate the Rust of the gRPC protocols from `crates/rpc/proto`.
+    Codegen,
     /// Measure; prints a table.
     Bench {
         /// Which figures; all without a name.
         name: Option<String>,
+    },
+    /// Hunt for input that breaks what reads it.
+    Fuzz {
+        /// Which target; each in turn without a name.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
     },
 }
 
@@ -39,7 +50,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Test => test::run(),
         Task::Tidy { ratchet } => tidy::run(ratchet),
+        Task::Codegen => shell::run("cargo", &["run", "--quiet", "--package", "codegen"]),
         Task::Bench { name } => bench::run(name.as_deref()),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,6 +24,9 @@ const PYTHON: &[&str] = &["kubernetes", "kopf", "kr8s"];
 /// Clients in JavaScript that must work, from the package registry: the newest for Debian's Node.js.
 const JAVASCRIPT: &[&str] = &["@kubernetes/client-node@1"];
 
+/// The client in Rust.
+const KUBE: &str = "crates/testkit/fixtures/clients/kube/Cargo.toml";
+
 /// Installs and runs everything.
 pub fn run() -> anyhow::Result<()> {
     install()?;
@@ -70,5 +73,7 @@ fn install_clients() -> anyhow::Result<()> {
             .collect();
         shell::run("npm", &arguments)?;
     }
-    Ok(())
+    // kube-rs chooses features of its own: it is built apart from the product.
+    let (manifest, kube) = (text(Path::new(KUBE)), text(&clients.join("kube")));
+    shell::run("cargo", &["build", "--locked", "--manifest-path", &manifest, "--target-dir", &kube])
 }

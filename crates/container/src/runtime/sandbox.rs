@@ -15,6 +15,8 @@ use crate::wire::{Reply, Request};
 
 /// Exit code of containers whose end nobody saw, as with containerd.
 pub(super) const EXIT_UNKNOWN: i32 = 255;
+/// Names of the one handler there is: the default, its own, and what RuntimeClasses for containerd call theirs.
+const HANDLERS: [&str; 3] = ["", "ferry", "runc"];
 /// How long a shim may take to kill its containers and end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -85,6 +87,10 @@ impl Runtime {
         let namespaces = &config.security.namespaces;
         if !namespaces.host_users {
             return Err(failed("user namespaces are not supported by this runtime"));
+        }
+        if !HANDLERS.contains(&config.runtime_handler.as_str()) {
+            let message = format!("no runtime for {:?} is configured", config.runtime_handler);
+            return Err(cri::Error::Unsupported { message });
         }
         let host_network = namespaces.network == NamespaceMode::Node;
         let namespaces_network = namespaces.network.clone();

@@ -33,6 +33,7 @@ fn sandbox_status(sandbox: &Sandbox) -> PodSandboxStatus {
         created_at: timestamp(state.created_at),
         ips: state.network.as_ref().map(|n| n.ips.clone()).unwrap_or_default(),
         namespaces: config.security.namespaces.clone(),
+        runtime_handler: config.runtime_handler.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
     }

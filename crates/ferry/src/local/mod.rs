@@ -13,18 +13,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use apiserver::path::Query;
 use bytes::Bytes;
 use cri::ImageService;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use image::{ImageStore, ImportOptions};
+use image::ImportOptions;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::cni;
+use crate::runtime::Embedded;
 
 /// Pieces of an archive read ahead of the importer.
 const UPLOAD_QUEUE: usize = 16;
@@ -34,13 +38,18 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// Lines of progress on their way to a client; when it reads too slowly, further ones are dropped.
 const PROGRESS_QUEUE: usize = 64;
 
+/// Longest request of the network plugin.
+const NETWORK_REQUEST_MAX: usize = 1 << 20;
+
 /// What the socket gives access to.
 #[derive(Clone)]
-pub struct Services {
+pub struct Shared {
     /// The node's images.
-    pub images: Arc<ImageStore>,
-    /// Who builds new ones.
-    pub builder: Arc<build::Builder>,
+    pub images: Arc<dyn ImageService>,
+    /// The embedded store and its builder, where the images are in that.
+    pub embedded: Option<Embedded>,
+    /// The pod network, for the plugin.
+    pub network: Arc<dyn cri::NetworkProvider>,
 }
 
 /// Largest document that a request carries.
@@ -110,7 +119,7 @@ fn progress_value(progress: cri::PullProgress) -> Value {
 }
 
 /// Serves the socket until `cancel`.
-pub async fn serve(path: PathBuf, services: Services, cancel: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(path: PathBuf, shared: Shared, cancel: CancellationToken) -> anyhow::Result<()> {
     // A socket file of an earlier process is in the way; the store's lock says that none is running.
     let _ = std::fs::remove_file(&path);
     let listener =
@@ -120,12 +129,12 @@ pub async fn serve(path: PathBuf, services: Services, cancel: CancellationToken)
             accepted = listener.accept() => accepted?.0,
             () = cancel.cancelled() => break,
         };
-        let services = services.clone();
+        let shared = shared.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let services = services.clone();
+                let shared = shared.clone();
                 async move {
-                    let result = handle(request, services).await;
+                    let result = handle(request, shared).await;
                     Ok::<_, Infallible>(result.unwrap_or_else(|e| {
                         answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": format!("{e:#}")}))
                     }))
@@ -141,9 +150,52 @@ pub async fn serve(path: PathBuf, services: Services, cancel: CancellationToken)
     Ok(())
 }
 
-async fn handle(request: Request<Incoming>, services: Services) -> anyhow::Result<Answer> {
-    let Services { images, builder } = services;
-    let query = apiserver::path::Query::parse(request.uri().query().unwrap_or_default());
+async fn handle(request: Request<Incoming>, shared: Shared) -> anyhow::Result<Answer> {
+    let Shared { images, embedded, network } = shared;
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let name = query.get("name").to_owned();
+    match (request.method().clone(), request.uri().path()) {
+        (Method::POST, path @ (cni::ATTACH | cni::DETACH)) => {
+            let path = path.to_owned();
+            let body = Limited::new(request.into_body(), NETWORK_REQUEST_MAX).collect().await;
+            let body = body.map_err(anyhow::Error::from_boxed).context("cannot read the request")?.to_bytes();
+            Ok(answer(StatusCode::OK, &cni::serve(&*network, &path, &body).await?))
+        }
+        (Method::POST, "/images/pull") => Ok(store::pull(images, document(request.into_body()).await?)),
+        (Method::GET, "/images") => {
+            let list: Vec<Value> = images
+                .list()
+                .await?
+                .iter()
+                .map(|i| json!({"id": i.id, "names": i.repo_tags, "digests": i.repo_digests, "size": i.size_bytes}))
+                .collect();
+            Ok(answer(StatusCode::OK, &json!(list)))
+        }
+        (Method::DELETE, "/images") => {
+            let removed = match embedded {
+                Some(embedded) => embedded.store.remove_reference(&name)?,
+                None => {
+                    let present = images.status(&name).await?.is_some();
+                    images.remove(&name).await?;
+                    present
+                }
+            };
+            Ok(answer(StatusCode::OK, &json!({"removed": removed})))
+        }
+        _ => match embedded {
+            Some(embedded) => handle_embedded(request, embedded, &query).await,
+            None => anyhow::bail!("the node's images are in another runtime: use its own tool for this"),
+        },
+    }
+}
+
+/// Operations that only the embedded store has.
+async fn handle_embedded(
+    request: Request<Incoming>,
+    embedded: Embedded,
+    query: &Query,
+) -> anyhow::Result<Answer> {
+    let Embedded { store: images, builder } = embedded;
     let name = query.get("name").to_owned();
     match (request.method().clone(), request.uri().path()) {
         (Method::POST, "/images/import") => {
@@ -156,7 +208,6 @@ async fn handle(request: Request<Incoming>, services: Services) -> anyhow::Resul
             Ok(answer(StatusCode::OK, &json!(imported)))
         }
         (Method::POST, "/images/build") => building::build(builder, images, request.into_body()).await,
-        (Method::POST, "/images/pull") => Ok(store::pull(images, document(request.into_body()).await?)),
         (Method::POST, "/images/push") => Ok(store::push(images, document(request.into_body()).await?)),
         (Method::POST, "/images/save") => store::save(images, document(request.into_body()).await?).await,
         (Method::POST, "/images/tag") => {
@@ -167,19 +218,6 @@ async fn handle(request: Request<Incoming>, services: Services) -> anyhow::Resul
             store::prune(images, query.get("all") == "true", query.get("cache") == "true").await
         }
         (Method::GET, "/images/inspect") => Ok(answer(StatusCode::OK, &images.inspect(&name)?)),
-        (Method::GET, "/images") => {
-            let list: Vec<Value> = images
-                .list()
-                .await?
-                .iter()
-                .map(|i| json!({"id": i.id, "names": i.repo_tags, "digests": i.repo_digests, "size": i.size_bytes}))
-                .collect();
-            Ok(answer(StatusCode::OK, &json!(list)))
-        }
-        (Method::DELETE, "/images") => {
-            let removed = images.remove_reference(&name)?;
-            Ok(answer(StatusCode::OK, &json!({"removed": removed})))
-        }
         _ => Ok(answer(StatusCode::NOT_FOUND, &json!({"error": "no such operation"}))),
     }
 }

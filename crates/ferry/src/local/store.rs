@@ -46,7 +46,7 @@ fn auth(credentials: &str, name: &str) -> Option<cri::ImageAuth> {
     image::credentials(credentials, &name.parse::<Reference>().ok()?)
 }
 
-pub(super) fn pull(images: Arc<ImageStore>, pull: Pull) -> Answer {
+pub(super) fn pull(images: Arc<dyn ImageService>, pull: Pull) -> Answer {
     let (lines, answer) = Lines::open();
     tokio::spawn(async move {
         let auth = auth(&pull.credentials, &pull.image);

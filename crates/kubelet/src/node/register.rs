@@ -128,12 +128,18 @@ pub fn reference(name: &str) -> ObjectReference {
 /// Why no pods can run here now.
 async fn not_ready(agent: &Agent) -> Option<String> {
     match agent.runtime.info().await {
-        Ok(info) if !info.runtime_ready => Some(format!("container runtime is down: {}", info.message)),
+        Ok(info) if !info.runtime_ready => Some(format!(
+            "container runtime not ready: RuntimeReady=false reason:RuntimeNotReady message:{}",
+            info.message
+        )),
         Ok(info) if !info.network_ready => Some(format!(
             "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{}",
             info.message
         )),
         Ok(_) => None,
-        Err(error) => Some(format!("container runtime is down: {error}")),
+        Err(error) => {
+            tracing::warn!(%error, "the container runtime does not answer");
+            Some("container runtime is down".into())
+        }
     }
 }

@@ -26,7 +26,7 @@ use crate::agent::Agent;
 use crate::config::ServerConfig;
 use crate::observed::Observed;
 use crate::spec::mark;
-use crate::streaming::{Handler, Operation, Session};
+use streaming::{Handler, Operation, Session};
 
 /// Connections at once: the API server multiplexes, so more are a mistake.
 const CONNECTIONS_MAX: usize = 1024;
@@ -266,7 +266,6 @@ async fn stream(
         container_id,
         container_tty,
         runtime: agent.runtime.clone(),
-        pod,
         request,
     })
     .await

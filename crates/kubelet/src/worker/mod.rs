@@ -464,8 +464,12 @@ impl Worker {
         }
         self.make_cgroups(pod);
         let node_file = std::fs::read_to_string(&agent.config.resolv_conf).unwrap_or_default();
-        let config = make::sandbox(pod, &agent.config, &self.dirs, attempt, &node_file);
-        if let Err(error) = agent.runtime.run_pod_sandbox(config).await {
+        let mut config = make::sandbox(pod, &agent.config, &self.dirs, attempt, &node_file);
+        let made = async {
+            config.runtime_handler = agent.runtime_handler(pod).await?;
+            agent.runtime.run_pod_sandbox(config).await.map_err(|error| error.to_string())
+        };
+        if let Err(error) = made.await {
             agent.recorder.warning(
                 pod,
                 "FailedCreatePodSandBox",

@@ -132,6 +132,7 @@ impl RuntimeService for FakeRuntime {
             created_at: Timestamp::now(),
             ips: vec!["127.0.0.1".parse().unwrap()],
             namespaces: config.security.namespaces,
+            runtime_handler: config.runtime_handler,
             labels: config.labels,
             annotations: config.annotations,
         });

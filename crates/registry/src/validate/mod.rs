@@ -1,5 +1,6 @@
 //! Rules for fields: metadata of every kind, and the pieces that kinds' rules are made of.
 
+pub mod job;
 mod placement;
 pub mod pod;
 pub mod rules;

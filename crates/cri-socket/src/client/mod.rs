@@ -1,0 +1,125 @@
+//! Somebody else's runtime as [`cri::RuntimeService`] and [`cri::ImageService`].
+//!
+//! Three things that `cri` promises and the protocol does not: statuses in lists (`cache`), what a container
+//! was made with after a restart (`records`), and events from runtimes that have none (`events`). Logs are
+//! rotated here too, as upstream's kubelet does for its runtimes (`logs`).
+
+mod cache;
+mod events;
+mod images;
+mod logs;
+mod records;
+mod runtime;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::ContainerEvent;
+use rpc::Channel;
+use rpc::cri::image_service_client::ImageServiceClient;
+use rpc::cri::runtime_service_client::RuntimeServiceClient;
+use rpc::tonic::{Response, Status};
+use tokio::sync::broadcast;
+
+use self::cache::Cache;
+use self::records::Records;
+use crate::convert::error::{self, Call};
+
+/// Most time for an ordinary call: upstream's `runtimeRequestTimeout`.
+const CALL_MAX: Duration = Duration::from_secs(120);
+/// Events kept for a slow listener before it is told to list anew.
+const EVENTS_MAX: usize = 4096;
+
+/// Where a runtime is.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The socket of its RuntimeService.
+    pub runtime: PathBuf,
+    /// The socket of its ImageService, which is usually the same.
+    pub images: PathBuf,
+    /// A directory for what the runtime does not keep.
+    pub state: PathBuf,
+}
+
+/// The socket's path in an endpoint, `unix:///run/containerd/containerd.sock` or the bare path.
+pub fn endpoint(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    match path.starts_with('/') {
+        true => Ok(path.into()),
+        false => Err(format!("{text:?} is no endpoint: expected unix:///path/to/socket")),
+    }
+}
+
+/// The sandboxes that were made by whoever keeps his state in this directory.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn sandboxes(state: &Path) -> std::io::Result<Vec<String>> {
+    Ok(Records::open(state)?.ids())
+}
+
+/// A runtime behind a socket.
+#[derive(Debug)]
+pub struct Remote {
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+    records: Records,
+    cache: Cache,
+    events: broadcast::Sender<ContainerEvent>,
+}
+
+impl Remote {
+    /// A runtime at these sockets, which need not be there yet. Must be called within an asynchronous runtime.
+    ///
+    /// # Errors
+    /// When the state directory cannot be used.
+    pub fn open(options: &Options) -> std::io::Result<Arc<Remote>> {
+        let channel = Channel::new(&options.runtime);
+        let images = match options.images == options.runtime {
+            true => channel.clone(),
+            false => Channel::new(&options.images),
+        };
+        let remote = Arc::new(Remote {
+            runtime: RuntimeServiceClient::new(channel).max_decoding_message_size(rpc::MESSAGE_BYTES_MAX),
+            images: ImageServiceClient::new(images).max_decoding_message_size(rpc::MESSAGE_BYTES_MAX),
+            records: Records::open(&options.state)?,
+            cache: Cache::default(),
+            events: broadcast::channel(EVENTS_MAX).0,
+        });
+        tokio::spawn(events::follow(Arc::downgrade(&remote)));
+        tokio::spawn(logs::rotate(Arc::downgrade(&remote)));
+        Ok(remote)
+    }
+}
+
+/// Waits for an answer, but no longer than `limit`.
+async fn answer<T>(
+    limit: Duration,
+    about: Call<'_>,
+    call: impl Future<Output = Result<Response<T>, Status>> + Send,
+) -> cri::Result<T> {
+    let outcome = match tokio::time::timeout(limit, call).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Status::deadline_exceeded("context deadline exceeded")),
+    };
+    outcome.map(Response::into_inner).map_err(|status| error::from(&status, about))
+}
+
+/// Whether a path names something of this process's machine that is there.
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        let ok = Ok(PathBuf::from("/run/x.sock"));
+        assert_eq!((endpoint("unix:///run/x.sock"), endpoint("/run/x.sock")), (ok.clone(), ok));
+        assert!(endpoint("tcp://127.0.0.1:1").is_err() && endpoint("unix://x").is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! Which container runtime the node uses: the embedded one, or somebody else's behind a socket.
+//!
+//! With somebody else's, Ferry still gives pods their network unless another CNI plugin is configured (`cni`),
+//! and `ferry down` still removes what was made: the endpoint is noted in the data directory, and the client's
+//! records name the sandboxes that are ours.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use container::Runtime;
+use cri::{ImageService, RuntimeService};
+use cri_socket::client::{self, Remote, endpoint};
+use image::ImageStore;
+
+use crate::control::Environment;
+use crate::{cni, node};
+
+/// File in the data directory that names the runtime in use, if it is not the embedded one.
+const NOTE: &str = "runtime-endpoint";
+/// Name of the socket that offers the embedded runtime.
+const SOCKET: &str = "cri.sock";
+
+/// Options about the container runtime.
+#[derive(Debug, Clone, Args)]
+pub struct RuntimeOptions {
+    /// Use the container runtime behind this socket (`unix:///run/containerd/containerd.sock`) instead of the
+    /// embedded one. It must speak CRI v1 and use the cgroupfs driver.
+    #[arg(long, value_name = "URL")]
+    pub container_runtime_endpoint: Option<String>,
+    /// Where images are pulled, if not at the runtime's endpoint.
+    #[arg(long, value_name = "URL", requires = "container_runtime_endpoint")]
+    pub image_service_endpoint: Option<String>,
+    /// Directory of the runtime's network configurations. Where it has none, Ferry writes its own.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Directory of the runtime's network plugins, for Ferry's own.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Where the embedded runtime is offered to `crictl` and others; `cri.sock` in the data directory by default.
+    #[arg(long, value_name = "PATH")]
+    pub cri_socket: Option<PathBuf>,
+}
+
+/// A runtime, ready for a kubelet.
+pub struct Opened {
+    /// Sandboxes and containers.
+    pub runtime: Arc<dyn RuntimeService>,
+    /// Images.
+    pub images: Arc<dyn ImageService>,
+    /// What only the embedded runtime has.
+    pub embedded: Option<Embedded>,
+}
+
+/// The parts of the embedded runtime that others work on directly.
+#[derive(Clone)]
+pub struct Embedded {
+    /// Images on this machine.
+    pub store: Arc<ImageStore>,
+    /// Who builds new ones.
+    pub builder: Arc<build::Builder>,
+}
+
+/// Where the runtime keeps what containers change.
+#[derive(Debug)]
+struct RuntimeChanges(Arc<Runtime>);
+
+impl build::Changes for RuntimeChanges {
+    fn upper(&self, container: &str) -> Option<std::path::PathBuf> {
+        self.0.changes_of(container)
+    }
+}
+
+/// The cgroup below which everything of this cluster is.
+pub fn cgroup_root(env: &Environment) -> String {
+    format!("/ferry-{}", env.paths.cluster_id)
+}
+
+fn options(env: &Environment, runtime: &str, images: Option<&str>) -> anyhow::Result<client::Options> {
+    let path = |text: &str| endpoint(text).map_err(anyhow::Error::msg);
+    let runtime = path(runtime)?;
+    let images = images.map_or_else(|| Ok(runtime.clone()), path)?;
+    Ok(client::Options { runtime, images, state: env.paths.root.join("cri") })
+}
+
+/// Opens the runtime that the options name.
+pub async fn open(
+    env: &Environment,
+    network: Option<Arc<dyn cri::NetworkProvider>>,
+) -> anyhow::Result<Opened> {
+    let given = &env.options.runtime;
+    let note = env.paths.root.join(NOTE);
+    let Some(url) = &given.container_runtime_endpoint else {
+        anyhow::ensure!(
+            !note.exists(),
+            "this cluster's pods are in another runtime: give --container-runtime-endpoint, or remove the cluster \
+             with `ferry down`"
+        );
+        let store = node::open_images(env)?;
+        let runtime = node::open_runtime(env, store.clone(), network).await?;
+        let changes = Arc::new(RuntimeChanges(runtime.clone()));
+        let builder = build::Builder::new(store.clone(), runtime.clone(), changes);
+        builder.clean_up().await.context("cannot remove what earlier builds have left")?;
+        return Ok(Opened { runtime, images: store.clone(), embedded: Some(Embedded { store, builder }) });
+    };
+    let options = options(env, url, given.image_service_endpoint.as_deref())?;
+    auth::pki::write(&note, url).context("cannot note the runtime's endpoint")?;
+    if network.is_some() {
+        cni::install(env).context("cannot install the network plugin")?;
+    }
+    let remote = Remote::open(&options).context("cannot use the runtime's state directory")?;
+    Ok(Opened { runtime: remote.clone(), images: remote, embedded: None })
+}
+
+/// Removes what a cluster has in somebody else's runtime; false if it used the embedded one.
+pub async fn remove(env: &Environment) -> anyhow::Result<bool> {
+    let note = env.paths.root.join(NOTE);
+    let Ok(url) = std::fs::read_to_string(&note) else { return Ok(false) };
+    let options = options(env, url.trim(), None)?;
+    let sandboxes = client::sandboxes(&options.state).context("cannot read the runtime's records")?;
+    if !sandboxes.is_empty() {
+        let remote = Remote::open(&options)?;
+        for id in sandboxes {
+            remote.remove_pod_sandbox(&id).await.with_context(|| {
+                format!("cannot remove pod sandbox {id}; is the runtime at {url} running?")
+            })?;
+        }
+    }
+    cni::uninstall(env)?;
+    kubelet::cgroup::remove(Path::new(kubelet::cgroup::MOUNT), &cgroup_root(env));
+    std::fs::remove_file(&note).context("cannot remove the note of the runtime's endpoint")?;
+    Ok(true)
+}
+
+/// Where the embedded runtime is offered.
+pub fn socket(env: &Environment) -> PathBuf {
+    env.options.runtime.cri_socket.clone().unwrap_or_else(|| env.paths.root.join(SOCKET))
+}
