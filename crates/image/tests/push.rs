@@ -36,9 +36,10 @@ impl Registry {
         let mut command = Command::new("docker-registry");
         let child =
             command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let registry = Registry(child, port, dir);
         for _ in 0..400 {
             if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                return Registry(child, port, dir);
+                return registry;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
@@ -96,7 +97,7 @@ async fn pushed_in_pieces_with_credentials_and_pulled_back_the_same() {
     assert!(pulled.repo_digest.ends_with(&pushed.digest));
     // Archives carry the same manifest.
     let mut bytes = Vec::new();
-    let export = other.export(&[name.clone()], ArchiveFormat::Oci).unwrap();
+    let export = other.export(std::slice::from_ref(&name), ArchiveFormat::Oci).unwrap();
     other.write_archive(&export, &mut bytes).unwrap();
     let third = open(&dir.path().join("c"));
     third.clone().import(Cursor::new(bytes), ImportOptions::default()).await.unwrap();
