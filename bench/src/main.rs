@@ -8,6 +8,7 @@ mod boot;
 mod floors;
 mod idle;
 mod image;
+mod images;
 mod instance;
 mod mixed;
 mod pods;
@@ -68,6 +69,8 @@ pub enum Section {
     Watch,
     /// Fifty thousand pods: memory, and lists in every form.
     Scale,
+    /// Builds, pulls and unpacking.
+    Images,
     /// Latency while everything happens at once.
     Mixed,
 }
@@ -105,6 +108,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Section::List => storage::list(options).await,
             Section::Watch => watching::run(options).await,
             Section::Scale => scale::run(options).await,
+            Section::Images => images::run(options).await,
             Section::Mixed => mixed::run(options).await,
         };
         // One broken section must not hide the figures of the others.

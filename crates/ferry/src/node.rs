@@ -86,6 +86,9 @@ impl Node {
         let opened = runtime::open(env, network).await?;
         let mut config = kubelet::Config::new(&env.node_name, env.paths.root.clone());
         config.eviction_hard = env.options.eviction_hard.parse().context("--eviction-hard")?;
+        config.image_gc = env.options.images.policy()?;
+        config.credential_providers = env.options.images.providers()?;
+        config.parallel_pulls = env.options.images.parallel_pulls();
         config.node_ips = vec![env.node_ip];
         config.cgroup_root = runtime::cgroup_root(env);
         config.cluster_dns = vec![env.options.cluster_dns];

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::pack::pack_layer;
 use crate::pins::ImageHold;
 use crate::reference::Reference;
-use crate::store::{ImageStore, ResolvedImage};
+use crate::store::{ImageStore, ResolvedImage, distinct};
 use crate::unpack::{LayerUsage, unpack_layer};
 
 /// Extension of the marker beside a layer that is not synced yet.
@@ -130,9 +130,9 @@ impl ImageStore {
         }))
     }
 
-    /// Directory of a layer.
-    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.layer_dir(diff_id)
+    /// Directories of layers, lowest first, each once.
+    pub fn layer_paths(&self, layers: &[Digest]) -> Vec<PathBuf> {
+        distinct(layers.iter().map(|l| self.layer_dir(l)).collect())
     }
 
     /// A new directory for work; it goes when the store is next opened, if nobody removes it.
@@ -233,7 +233,7 @@ impl ImageStore {
     pub fn stage(self: Arc<Self>, layers: &[Digest], config: cri::ImageConfig) -> Result<StagedTree> {
         let number = self.staging.next.fetch_add(1, Ordering::Relaxed);
         let name = format!("staged://{number}");
-        let mut paths: Vec<PathBuf> = layers.iter().map(|l| self.layer_dir(l)).collect();
+        let mut paths = self.layer_paths(layers);
         if paths.is_empty() {
             paths.push(self.empty_dir()?);
         }

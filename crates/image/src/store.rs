@@ -128,7 +128,7 @@ impl ImageStore {
         let (manifest, document) = self.documents(&found.target)?;
         hold_image(&hold, &found.target, &manifest, &document);
         drop(refs);
-        let layers: Vec<PathBuf> = document.rootfs.diff_ids.iter().map(|d| self.layer_dir(d)).collect();
+        let layers = distinct(document.rootfs.diff_ids.iter().map(|d| self.layer_dir(d)).collect());
         if let Some(missing) = layers.iter().find(|dir| !dir.is_dir()) {
             return Err(Error::Malformed(format!("layer {} of image {image} is missing", missing.display())));
         }
@@ -332,6 +332,15 @@ impl ImageStore {
         }
         Ok(sum)
     }
+}
+
+/// Leaves each layer where it comes last: overlayfs takes none twice, and what the upper one has, the lower one
+/// cannot add to. Empty layers come several times in many images.
+pub(crate) fn distinct(layers: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut seen = HashSet::new();
+    let mut kept: Vec<PathBuf> = layers.into_iter().rev().filter(|l| seen.insert(l.clone())).collect();
+    kept.reverse();
+    kept
 }
 
 /// Holds everything an image consists of.

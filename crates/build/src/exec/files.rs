@@ -161,7 +161,7 @@ impl Job {
             std::fs::create_dir(dir).map_err(Error::io("create layer"))?;
         }
         let images = &self.builder.images;
-        let mut below: Vec<PathBuf> = layers.iter().map(|l| images.layer_path(l)).collect();
+        let mut below = images.layer_paths(layers);
         if below.is_empty() {
             below.push(images.empty_dir()?);
         }
@@ -242,7 +242,7 @@ impl Job {
 
     /// `user[:group]`, looked up in the stage's own files.
     fn owner(&self, owner: &str, layers: &[Digest]) -> Result<(u32, u32)> {
-        let paths: Vec<PathBuf> = layers.iter().map(|l| self.builder.images.layer_path(l)).collect();
+        let paths = self.builder.images.layer_paths(layers);
         let read = |path: &str| ImageStore::read_text(&paths, Path::new(path));
         let (passwd, group) = (read("etc/passwd")?, read("etc/group")?);
         let found = image::resolve_user(owner, &passwd, &group).map_err(|e| message(e.to_string()))?;

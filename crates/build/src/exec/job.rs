@@ -194,7 +194,7 @@ impl Job {
 
     /// A tree of layers to read from. Blocking, briefly.
     pub(super) fn tree_of(&self, layers: &[Digest]) -> Result<Tree> {
-        let mut paths: Vec<PathBuf> = layers.iter().map(|l| self.builder.images.layer_path(l)).collect();
+        let mut paths = self.builder.images.layer_paths(layers);
         if paths.is_empty() {
             paths.push(self.builder.images.empty_dir()?);
         }

@@ -1,5 +1,6 @@
 //! The shell around the plan: stages side by side, steps from the cache or in the world, and the image at the end.
 
+mod changes;
 mod copy;
 mod digest;
 mod files;
@@ -25,13 +26,8 @@ use self::digest::Digests;
 use self::job::Job;
 use crate::error::{Result, message};
 
+pub use self::changes::Changes;
 pub use self::run::BUILD_LABEL;
-
-/// What the runtime tells beyond its interface: where a container's changes are.
-pub trait Changes: Send + Sync + std::fmt::Debug {
-    /// The directory of what a container has changed, until it is removed.
-    fn upper(&self, container: &str) -> Option<PathBuf>;
-}
 
 /// What is to be built.
 #[derive(Debug, Clone, Default)]

@@ -201,6 +201,7 @@ impl Job {
         let mut tail = Tail::default();
         let exit = self.follow(id, log_file, log, &mut tail).await.map_err(|e| match e {
             Error::Runtime(e) => match &*e {
+                // What the runtime says for the kubelet's users is not about a build.
                 cri::Error::RunContainer { message, exit_code } => Error::Command {
                     command: shown(&step.argv),
                     code: *exit_code,
@@ -230,7 +231,7 @@ impl Job {
         let targets = mounts.targets();
         super::blocking(move || {
             let images = &builder.builder.images;
-            let lower: Vec<PathBuf> = hold.iter().map(|l| images.layer_path(l)).collect();
+            let lower = images.layer_paths(&hold);
             super::stubs::remove(&upper, &lower, &targets)?;
             if let Some(epoch) = builder.epoch {
                 super::copy::clamp_times(&upper, epoch)?;

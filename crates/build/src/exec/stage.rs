@@ -186,7 +186,7 @@ impl Job {
         }
         let record = self.builder.images.cached(key)?;
         let there = record.layer.as_ref().is_none_or(|l| self.builder.images.hold_layer(&self.hold, l));
-        there.then(|| Made { layer: record.layer, cached: true, at: Some(record.created_at) })
+        there.then_some(Made { layer: record.layer, cached: true, at: Some(record.created_at) })
     }
 
     /// Keeps a result for later builds.
