@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use cri::{ImageService, RuntimeService};
 use cri_socket::client::{self, Remote, endpoint};
+use cri_socket::server::Server;
 use futures_util::future::try_join_all;
 use image::ImageStore;
 use serde_json::{Value, json};
@@ -122,7 +123,11 @@ pub async fn remove(env: &Environment) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Where the embedded runtime is offered.
-pub fn socket(env: &Environment) -> PathBuf {
-    env.options.runtime.cri_socket.clone().unwrap_or_else(|| env.paths.root.join(SOCKET))
+/// Offers the embedded runtime on its socket, to `crictl` and others.
+pub async fn offer(env: Environment, runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>) {
+    let socket = env.options.runtime.cri_socket.clone().unwrap_or_else(|| env.paths.root.join(SOCKET));
+    let served = Server::new(runtime, images).serve(&socket, env.cancel.clone().cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(socket = %socket.display(), %error, "the runtime is not offered to others");
+    }
 }
