@@ -549,7 +549,8 @@ impl Scope<'_> {
         succeed(&mut self.kubectl_command(arguments))
     }
 
-    fn kubectl_command(&self, arguments: &[&str]) -> Command {
+    /// `kubectl` in this namespace, not yet started.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(self.cluster.data().join("admin.kubeconfig"));
         command.arg("--cache-dir").arg(self.cluster.directory.path().join("kubectl-cache"));
