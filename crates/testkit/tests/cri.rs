@@ -485,13 +485,13 @@ fn a_runtime_for_others() {
             images: ImageServiceClient::new(channel),
             directory: directory.path().to_owned(),
         };
-        about_the_runtime(&suite).await;
-        images(&suite).await;
-        sandboxes(&suite).await;
-        containers(&suite).await;
-        streams(&suite).await;
-        confinement(&suite).await;
-        usage(&suite).await;
+        Box::pin(about_the_runtime(&suite)).await;
+        Box::pin(images(&suite)).await;
+        Box::pin(sandboxes(&suite)).await;
+        Box::pin(containers(&suite)).await;
+        Box::pin(streams(&suite)).await;
+        Box::pin(confinement(&suite)).await;
+        Box::pin(usage(&suite)).await;
         suite
     });
     // Others' pods are none of the cluster's business: they live on when it is started anew.
