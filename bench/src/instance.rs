@@ -34,6 +34,7 @@ pub const NAMESPACES: Gvr = Gvr::new("", "v1", "namespaces");
 pub struct Home {
     directory: TempDir,
     log_level: String,
+    arguments: Vec<String>,
     started_once: bool,
 }
 
@@ -44,7 +45,14 @@ impl Home {
         let directory = tempfile::Builder::new().prefix("ferry-bench-").tempdir_in(parent)?;
         std::fs::copy(&options.ferry, directory.path().join("ferry"))
             .with_context(|| format!("cannot copy {}", options.ferry.display()))?;
-        Ok(Home { directory, log_level: options.log_level.clone(), started_once: false })
+        let log_level = options.log_level.clone();
+        Ok(Home { directory, log_level, arguments: Vec::new(), started_once: false })
+    }
+
+    /// With further arguments of `ferry up`.
+    pub fn with_arguments(mut self, arguments: Vec<String>) -> Self {
+        self.arguments = arguments;
+        self
     }
 
     /// The binary that is measured.
@@ -75,6 +83,7 @@ impl Home {
             .args(["--service-cidr", "10.53.0.0/16", "--cluster-dns", "10.53.0.10"])
             .args(["--log-level", &self.log_level, "--data-dir"])
             .arg(self.data())
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

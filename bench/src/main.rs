@@ -5,6 +5,7 @@
 //! measures what the machine itself can do, [`report`] prints.
 
 mod boot;
+mod containerd;
 mod floors;
 mod idle;
 mod image;

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use client::{WatchParams, WatchStream};
 use serde_json::{Value, json};
 
+use crate::containerd::Peer;
 use crate::instance::{Home, Instance, PODS, wait_for};
 use crate::report::{Table, Target, median_ms, ms, percentile};
 use crate::{Options, floors, image};
@@ -20,18 +21,8 @@ const ASK_TIMES_MAX: usize = 5000;
 
 /// Measures and prints.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
-    let mut home = Home::new(options)?;
-    let instance = home.start().await?;
-    instance.node_ready().await?;
-    instance.import_image().await?;
-    // The first pod pays for what is made once (the bridge, the first mount of the layers).
-    start_one(&instance, "warm-up").await?;
     let floor = floors::processes(true)?;
-    let mut single = Vec::new();
-    for n in 0..options.pods {
-        single.push(start_one(&instance, &format!("single-{n}")).await?);
-    }
-    let burst = burst(&instance, options.pods).await?;
+    let (single, burst) = figures(options, None).await?;
     let mut table = Table::new(&format!(
         "pods: create -> Running seen by a watch, {} of each, image present (floor: fork+exec in five namespaces)",
         options.pods
@@ -44,8 +35,33 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let floor_all = floor.iter().sum::<Duration>().as_secs_f64() * 1e3 / floor.len() as f64;
     let floor_all = Some(floor_all * options.pods as f64);
     table.row("all at once, until the last", ms(all), "ms", floor_all, Target::None);
+    if let Some(peer) = Peer::start(options)? {
+        let (single, burst) = figures(options, Some(&peer)).await?;
+        table.row("on containerd, one by one, p50", median_ms(&single), "ms", None, Target::None);
+        table.row("on containerd, one by one, p99", ms(percentile(&single, 99.0)), "ms", None, Target::None);
+        let all = burst.iter().max().copied().unwrap_or_default();
+        table.row("on containerd, all at once, until the last", ms(all), "ms", None, Target::None);
+    }
     table.print();
     Ok(())
+}
+
+/// Pods one by one and then all at once, on the embedded runtime or on the peer.
+async fn figures(options: &Options, peer: Option<&Peer>) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
+    let mut home = Home::new(options)?.with_arguments(peer.map(Peer::arguments).unwrap_or_default());
+    let instance = home.start().await?;
+    instance.node_ready().await?;
+    if peer.is_none() {
+        instance.import_image().await?;
+    }
+    // The first pod pays for what is made once (the bridge, the first mount of the layers).
+    start_one(&instance, "warm-up").await?;
+    let mut single = Vec::new();
+    for n in 0..options.pods {
+        single.push(start_one(&instance, &format!("single-{n}")).await?);
+    }
+    let burst = burst(&instance, options.pods).await?;
+    Ok((single, burst))
 }
 
 fn pod(name: &str) -> Value {

@@ -34,7 +34,8 @@ const BAD_CONFIGURATION: u32 = 7;
 const TRY_AGAIN: u32 = 11;
 const FAILED: u32 = 100;
 
-fn conf_file(env: &Environment) -> PathBuf {
+/// Where the network's configuration is put.
+pub fn configuration_file(env: &Environment) -> PathBuf {
     env.options.runtime.cni_conf_dir.join(format!("10-ferry-{}.conflist", env.paths.cluster_id))
 }
 
@@ -49,10 +50,9 @@ fn configured(dir: &Path, own: &Path) -> bool {
 }
 
 /// Installs the plugin, unless another is configured.
-pub fn install(env: &Environment) -> anyhow::Result<()> {
+pub fn install(env: &Environment, own: &Path) -> anyhow::Result<()> {
     let directories = &env.options.runtime;
-    let own = conf_file(env);
-    if configured(&directories.cni_conf_dir, &own) {
+    if configured(&directories.cni_conf_dir, own) {
         tracing::info!(dir = %directories.cni_conf_dir.display(), "pods get their network from the plugin that is configured");
         return Ok(());
     }
@@ -83,12 +83,12 @@ pub fn install(env: &Environment) -> anyhow::Result<()> {
     // The runtime watches the directory: the file must appear whole.
     let fresh = own.with_extension("new");
     std::fs::write(&fresh, format!("{text:#}\n")).context("cannot write the network's configuration")?;
-    std::fs::rename(&fresh, &own).context("cannot write the network's configuration")
+    std::fs::rename(&fresh, own).context("cannot write the network's configuration")
 }
 
 /// Removes the configuration; the links stay for other clusters of this host.
-pub fn uninstall(env: &Environment) -> anyhow::Result<()> {
-    match std::fs::remove_file(conf_file(env)) {
+pub fn uninstall(own: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(own) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).context("cannot remove the network's configuration")
         }

@@ -12,13 +12,16 @@ use clap::Args;
 use container::Runtime;
 use cri::{ImageService, RuntimeService};
 use cri_socket::client::{self, Remote, endpoint};
+use cri_socket::server::Server;
+use futures_util::future::try_join_all;
 use image::ImageStore;
+use serde_json::{Value, json};
 
 use crate::control::Environment;
-use crate::{cni, node};
+use crate::{cni, local, node};
 
-/// File in the data directory that names the runtime in use, if it is not the embedded one.
-const NOTE: &str = "runtime-endpoint";
+/// File in the data directory that says which runtime is in use, if it is not the embedded one.
+const NOTE: &str = "runtime.json";
 /// Name of the socket that offers the embedded runtime.
 const SOCKET: &str = "cri.sock";
 
@@ -105,9 +108,11 @@ pub async fn open(
         return Ok(Opened { runtime, images: store.clone(), embedded: Some(Embedded { store, builder }) });
     };
     let options = options(env, url, given.image_service_endpoint.as_deref())?;
-    auth::pki::write(&note, url).context("cannot note the runtime's endpoint")?;
+    let configuration = cni::configuration_file(env);
+    let noted = json!({"endpoint": url, "network": configuration});
+    auth::pki::write(&note, &noted.to_string()).context("cannot note the runtime's endpoint")?;
     if network.is_some() {
-        cni::install(env).context("cannot install the network plugin")?;
+        cni::install(env, &configuration).context("cannot install the network plugin")?;
     }
     let remote = Remote::open(&options).context("cannot use the runtime's state directory")?;
     Ok(Opened { runtime: remote.clone(), images: remote, embedded: None })
@@ -116,24 +121,36 @@ pub async fn open(
 /// Removes what a cluster has in somebody else's runtime; false if it used the embedded one.
 pub async fn remove(env: &Environment) -> anyhow::Result<bool> {
     let note = env.paths.root.join(NOTE);
-    let Ok(url) = std::fs::read_to_string(&note) else { return Ok(false) };
-    let options = options(env, url.trim(), None)?;
+    let Ok(text) = std::fs::read_to_string(&note) else { return Ok(false) };
+    let noted: Value = serde_json::from_str(&text).context("cannot understand the note of the runtime")?;
+    let word =
+        |name: &str| noted.get(name).and_then(Value::as_str).context("the note of the runtime is damaged");
+    let url = word("endpoint")?;
+    let options = options(env, url, None)?;
     let sandboxes = client::sandboxes(&options.state).context("cannot read the runtime's records")?;
     if !sandboxes.is_empty() {
         let remote = Remote::open(&options)?;
-        for id in sandboxes {
-            remote.remove_pod_sandbox(&id).await.with_context(|| {
-                format!("cannot remove pod sandbox {id}; is the runtime at {url} running?")
-            })?;
-        }
+        // The runtime asks our plugin to take the networks back, and that asks us.
+        let network = crate::network::open(env).await?;
+        let shared = local::Shared { images: remote.clone(), store: None, network };
+        let serving = tokio::spawn(local::serve(env.paths.socket(), shared, env.cancel.clone()));
+        let removed = try_join_all(sandboxes.iter().map(|id| remote.remove_pod_sandbox(id))).await;
+        env.cancel.cancel();
+        serving.await??;
+        removed
+            .with_context(|| format!("cannot remove the pods from the runtime at {url}; is it running?"))?;
     }
-    cni::uninstall(env)?;
+    cni::uninstall(Path::new(word("network")?))?;
     kubelet::cgroup::remove(Path::new(kubelet::cgroup::MOUNT), &cgroup_root(env));
     std::fs::remove_file(&note).context("cannot remove the note of the runtime's endpoint")?;
     Ok(true)
 }
 
-/// Where the embedded runtime is offered.
-pub fn socket(env: &Environment) -> PathBuf {
-    env.options.runtime.cri_socket.clone().unwrap_or_else(|| env.paths.root.join(SOCKET))
+/// Offers the embedded runtime on its socket, to `crictl` and others.
+pub async fn offer(env: Environment, runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>) {
+    let socket = env.options.runtime.cri_socket.clone().unwrap_or_else(|| env.paths.root.join(SOCKET));
+    let served = Server::new(runtime, images).serve(&socket, env.cancel.clone().cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(socket = %socket.display(), %error, "the runtime is not offered to others");
+    }
 }

@@ -14,7 +14,7 @@ use crate::config::{Part, UpOptions};
 use crate::control::{self, ControlPlane, Environment};
 use crate::node::Node;
 use crate::paths::Paths;
-use crate::{demo, local, network, preflight, services};
+use crate::{demo, local, network, preflight, runtime, services};
 
 /// Runs until interrupted.
 pub fn run(options: UpOptions) -> anyhow::Result<()> {
@@ -30,8 +30,8 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         }
         bail!("this host cannot run the cluster yet; nothing was changed");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(options, started))
+    let executor = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    executor.block_on(serve(options, started))
 }
 
 async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
@@ -68,6 +68,9 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
         images = node.opened.embedded.as_ref().map(|e| e.store.clone());
         let (socket, cancel) = (env.paths.socket(), env.cancel.clone());
         let opened = node.opened;
+        if opened.embedded.is_some() {
+            tasks.spawn(runtime::offer(env.clone(), opened.runtime.clone(), opened.images.clone()));
+        }
         let shared = local::Shared { images: opened.images, embedded: opened.embedded, network };
         tasks.spawn(async move {
             if let Err(error) = local::serve(socket, shared, cancel).await {

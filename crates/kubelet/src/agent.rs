@@ -54,6 +54,8 @@ pub struct Agent {
     pub client: Client,
     /// Container runtime.
     pub runtime: Arc<dyn RuntimeService>,
+    /// Name of the runtime.
+    pub runtime_name: String,
     /// Image puller.
     pub images: Images,
     /// ConfigMaps and Secrets in use.

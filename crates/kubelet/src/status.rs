@@ -16,9 +16,6 @@ use crate::observed::{Memories, Memory, Observed, Waiting, restart_count};
 use crate::resources;
 use crate::spec::{self, Role};
 
-/// Scheme of container ids in statuses.
-pub const CONTAINER_ID_SCHEME: &str = "ferry://";
-
 /// A pod that was refused or ended for a reason of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
@@ -35,6 +32,8 @@ pub struct Inputs<'a> {
     pub observed: &'a Observed,
     /// What the kubelet remembers.
     pub memories: &'a Memories,
+    /// Name of the runtime, the scheme of container ids.
+    pub runtime: &'a str,
     /// Addresses of the node.
     pub host_ips: &'a [IpAddr],
     /// Set when the pod failed as a whole.
@@ -58,11 +57,11 @@ fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
-fn container_id(status: &ContainerStatus) -> String {
-    format!("{CONTAINER_ID_SCHEME}{}", status.id)
+fn container_id(runtime: &str, status: &ContainerStatus) -> String {
+    format!("{runtime}://{}", status.id)
 }
 
-fn terminated(status: &ContainerStatus, memory: Option<&Memory>) -> ContainerStateTerminated {
+fn terminated(runtime: &str, status: &ContainerStatus, memory: Option<&Memory>) -> ContainerStateTerminated {
     let exit = status.exit.as_ref();
     let from_process = memory.and_then(|memory| memory.messages.get(&status.id));
     ContainerStateTerminated {
@@ -74,7 +73,7 @@ fn terminated(status: &ContainerStatus, memory: Option<&Memory>) -> ContainerSta
             .or_else(|| exit.and_then(|e| text(&e.message))),
         started_at: status.started_at.map(time),
         finished_at: exit.map(|exit| time(exit.finished_at)),
-        container_id: Some(container_id(status)),
+        container_id: Some(container_id(runtime, status)),
         signal: None,
     }
 }
@@ -89,8 +88,8 @@ fn waiting(waiting: &Waiting) -> ApiState {
     }
 }
 
-fn ended(status: &ContainerStatus, memory: Option<&Memory>) -> ApiState {
-    ApiState { terminated: Some(terminated(status, memory)), ..ApiState::default() }
+fn ended(runtime: &str, status: &ContainerStatus, memory: Option<&Memory>) -> ApiState {
+    ApiState { terminated: Some(terminated(runtime, status, memory)), ..ApiState::default() }
 }
 
 /// The status of one container.
@@ -100,7 +99,8 @@ fn container_status(role: Role, container: &Container, inputs: &Inputs<'_>, pend
     let previous = inputs.observed.previous(&container.name);
     let remembered = memory.and_then(|memory| memory.waiting.as_ref());
     let mut state;
-    let mut last_state = previous.filter(|p| p.state == ContainerState::Exited).map(|p| ended(p, memory));
+    let mut last_state =
+        previous.filter(|p| p.state == ContainerState::Exited).map(|p| ended(inputs.runtime, p, memory));
     match latest.map(|status| (status, status.state)) {
         None => state = Some(waiting(remembered.unwrap_or(pending))),
         Some((status, ContainerState::Running)) => {
@@ -111,10 +111,10 @@ fn container_status(role: Role, container: &Container, inputs: &Inputs<'_>, pend
         Some((status, ContainerState::Exited | ContainerState::Unknown)) => match remembered {
             // It is to run again but cannot yet: its end becomes the last state.
             Some(remembered) if !inputs.terminated => {
-                last_state = Some(ended(status, memory));
+                last_state = Some(ended(inputs.runtime, status, memory));
                 state = Some(waiting(remembered));
             }
-            _ => state = Some(ended(status, memory)),
+            _ => state = Some(ended(inputs.runtime, status, memory)),
         },
     }
     if inputs.terminated
@@ -140,7 +140,7 @@ fn container_status(role: Role, container: &Container, inputs: &Inputs<'_>, pend
         name: container.name.clone(),
         image: latest.map(|s| s.image.clone()).or_else(|| container.image.clone()).unwrap_or_default(),
         image_id: latest.map(|status| status.image_ref.clone()).unwrap_or_default(),
-        container_id: latest.map(container_id),
+        container_id: latest.map(|status| container_id(inputs.runtime, status)),
         restart_count: latest.map_or(0, |status| restart_count(status) as i32),
         ready,
         started: (role != Role::Ephemeral).then_some(started),
@@ -511,6 +511,7 @@ mod tests {
         Inputs {
             observed,
             memories,
+            runtime: "ferry",
             host_ips: &[],
             verdict: None,
             terminated: false,

@@ -255,6 +255,16 @@ async fn outcome(errors: Stream, connection: &Connection) -> cri::Result<i32> {
     exit_code(&said)
 }
 
+/// A failure without the words that say it is one: whoever passes it on says them again.
+fn bare(message: &str) -> &str {
+    let words = [
+        "Internal error occurred: ",
+        "error executing command in container: ",
+        "error attaching to container: ",
+    ];
+    words.iter().fold(message, |message, words| message.strip_prefix(words).unwrap_or(message))
+}
+
 /// Reads the last word: an object, or from old servers a text that only failures have.
 fn exit_code(said: &[u8]) -> cri::Result<i32> {
     if said.is_empty() {
@@ -275,7 +285,7 @@ fn exit_code(said: &[u8]) -> cri::Result<i32> {
     });
     let code = code.and_then(|cause| cause.get("message")?.as_str()?.parse().ok());
     let message = status.get("message").and_then(Value::as_str);
-    code.ok_or_else(|| failed(message.map_or_else(plain, str::to_owned)))
+    code.ok_or_else(|| failed(message.map_or_else(plain, |message| bare(message).to_owned())))
 }
 
 #[cfg(test)]
@@ -295,6 +305,9 @@ mod tests {
             code(r#"{"status":"Failure","message":"no such container"}"#),
             Err("no such container".into())
         );
+        let wrapped =
+            r#"{"status":"Failure","message":"Internal error occurred: error attaching to container: x"}"#;
+        assert_eq!(code(wrapped), Err("x".into()));
         assert_eq!(code("broken"), Err("broken".into()));
     }
 }

@@ -11,13 +11,25 @@ use client::{Client, DeleteParams, Kubeconfig, List, ListParams, Patch, WatchPar
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
+use crate::containerd::Containerd;
 use crate::{image, kinds::gvr};
 
 /// Longest wait for one state of one object: several times what the slowest case needs on a loaded machine.
 pub const WAIT_MAX: Duration = Duration::from_secs(90);
 
+/// Who runs a cluster's containers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Runtime {
+    /// Ferry itself.
+    #[default]
+    Embedded,
+    /// A containerd of the cluster's own.
+    Containerd,
+}
+
 /// A running cluster. Dropping it stops and removes it, and panics if anything of it is left on the host.
 pub struct Cluster {
+    containerd: Option<Containerd>,
     directory: tempfile::TempDir,
     process: Option<Child>,
     runtime: tokio::runtime::Runtime,
@@ -41,6 +53,14 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub fn start_with(arguments: &[&str]) -> anyhow::Result<Cluster> {
+        Self::start_on(Runtime::Embedded, arguments)
+    }
+
+    /// The same on a runtime.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`], or when the runtime does not start.
+    pub fn start_on(on: Runtime, arguments: &[&str]) -> anyhow::Result<Cluster> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "clusters are made of namespaces and mounts: run the tests as root"
@@ -53,18 +73,34 @@ impl Cluster {
         image::write_busybox(&archive)?;
         let data = directory.path().join("data");
         let log = directory.path().join("log");
-        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let mut arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let containerd = match on {
+            Runtime::Embedded => None,
+            Runtime::Containerd => Some(Containerd::start(&directory.path().join("containerd"))?),
+        };
+        arguments.extend(containerd.iter().flat_map(Containerd::arguments));
         let (process, port) = launch(&data, &log, 0, &arguments)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let client = runtime
             .block_on(async { Kubeconfig::client(&data.join("admin.kubeconfig"), None, "testkit") })?;
         let namespaces = AtomicU32::new(0);
-        let cluster =
-            Cluster { directory, process: Some(process), runtime, client, port, arguments, namespaces };
+        let cluster = Cluster {
+            containerd,
+            directory,
+            process: Some(process),
+            runtime,
+            client,
+            port,
+            arguments,
+            namespaces,
+        };
         // From here on the cluster is stopped by its drop, whatever fails.
-        succeed(
-            Command::new(binary()?).args(["image", "import"]).arg(&archive).arg("--data-dir").arg(&data),
-        )?;
+        match &cluster.containerd {
+            Some(containerd) => containerd.import(&archive)?,
+            None => drop(succeed(
+                Command::new(binary()?).args(["image", "import"]).arg(&archive).arg("--data-dir").arg(&data),
+            )?),
+        }
         cluster.nodes_ready()?;
         Ok(cluster)
     }
@@ -80,6 +116,11 @@ impl Cluster {
     /// Directory of the cluster's state.
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
+    }
+
+    /// The cluster's containerd, if it has one.
+    pub fn containerd(&mut self) -> Option<&mut Containerd> {
+        self.containerd.as_mut()
     }
 
     /// Process of the server.
@@ -131,6 +172,9 @@ impl Cluster {
         succeed(Command::new(binary()?).args(["down", "--data-dir"]).arg(self.data()))?;
         let left = leftovers(&id, &self.data())?;
         ensure!(left.is_empty(), "left behind: {left:?}");
+        if let Some(containerd) = self.containerd.take() {
+            containerd.stop()?;
+        }
         Ok(())
     }
 }
@@ -508,7 +552,8 @@ impl Scope<'_> {
         succeed(&mut self.kubectl_command(arguments))
     }
 
-    fn kubectl_command(&self, arguments: &[&str]) -> Command {
+    /// `kubectl` in this namespace, not yet started.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(self.cluster.data().join("admin.kubeconfig"));
         command.arg("--cache-dir").arg(self.cluster.directory.path().join("kubectl-cache"));

@@ -10,6 +10,9 @@ use sha2::{Digest, Sha256};
 /// Name under which pods ask for the image.
 pub const BUSYBOX: &str = "docker.io/library/busybox:1";
 
+/// Name of the image that holds a pod's namespaces open, for runtimes that need one.
+pub const PAUSE: &str = "docker.io/library/pause:1";
+
 /// Bytes of a tar record: every header and every file is padded to it.
 const RECORD: usize = 512;
 
@@ -18,6 +21,19 @@ const RECORD: usize = 512;
 /// # Errors
 /// When `/bin/busybox` is missing or the file cannot be written.
 pub fn write_busybox(target: &Path) -> anyhow::Result<()> {
+    write(target, BUSYBOX, &json!({"Cmd": ["sh", "-c", "echo image default"], "Env": ["PATH=/bin"]}))
+}
+
+/// Writes the docker archive of [`PAUSE`] to `target`: it waits, and reaps what is left to it.
+///
+/// # Errors
+/// As [`write_busybox`].
+pub fn write_pause(target: &Path) -> anyhow::Result<()> {
+    let forever = ["sh", "-c", "while :; do sleep 2147483 & wait; done"];
+    write(target, PAUSE, &json!({"Entrypoint": forever, "Env": ["PATH=/bin"]}))
+}
+
+fn write(target: &Path, name: &str, run: &serde_json::Value) -> anyhow::Result<()> {
     let busybox = std::fs::read("/bin/busybox").context("the tests need a static /bin/busybox")?;
     let applets = Command::new("/bin/busybox").arg("--list").output()?;
     ensure!(applets.status.success(), "/bin/busybox --list failed");
@@ -41,11 +57,11 @@ pub fn write_busybox(target: &Path) -> anyhow::Result<()> {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {"Cmd": ["sh", "-c", "echo image default"], "Env": ["PATH=/bin"]},
+        "config": run,
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
         "history": [{"created_by": "testkit"}],
     });
-    let manifest = json!([{"Config": "config.json", "RepoTags": [BUSYBOX], "Layers": ["layer.tar"]}]);
+    let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
     let mut archive = Vec::new();
     append(&mut archive, "config.json", Entry::File(config.to_string().as_bytes()), 0o644);
     append(&mut archive, "layer.tar", Entry::File(&layer), 0o644);

@@ -17,6 +17,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("python3", "python3-venv"),
     ("node", "nodejs"),
     ("npm", "npm"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
 ];
 
 /// Clients in Python that must work, from the package index.
@@ -26,6 +28,20 @@ const JAVASCRIPT: &[&str] = &["@kubernetes/client-node@1"];
 
 /// The client in Rust.
 const KUBE: &str = "crates/testkit/fixtures/clients/kube/Cargo.toml";
+
+/// Conformance cases that are run on containerd too, by parts of their names: a minute of what a runtime does
+/// most. All about pods run there with `--runtime=containerd` alone.
+const ON_CONTAINERD: &[&str] = &[
+    "[sig-node] Container Lifecycle Hook",
+    "[sig-node] Containers",
+    "[sig-node] Ephemeral Containers",
+    "[sig-node] InitContainer",
+    "[sig-node] Pods should",
+    "[sig-node] Security Context",
+    "[sig-node] RuntimeClass",
+    "[sig-storage] EmptyDir volumes",
+    "[sig-storage] Subpath",
+];
 
 /// Installs and runs everything.
 pub fn run() -> anyhow::Result<()> {
@@ -39,7 +55,11 @@ pub fn run() -> anyhow::Result<()> {
     // Containers, namespaces and registries are real: too many at once only make each other slow.
     // There are no documentation tests; naming the targets leaves their empty runs out.
     let targets = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"];
-    run_with("cargo", &targets, &[("RUST_TEST_THREADS", "4")])
+    run_with("cargo", &targets, &[("RUST_TEST_THREADS", "4")])?;
+    let on_containerd =
+        ["test", "--package", "testkit", "--test", "conformance", "--", "--runtime=containerd"];
+    let on_containerd: Vec<&str> = on_containerd.into_iter().chain(ON_CONTAINERD.iter().copied()).collect();
+    run_with("cargo", &on_containerd, &[])
 }
 
 fn install() -> anyhow::Result<()> {

@@ -219,7 +219,8 @@ impl RuntimeService for Remote {
             config: Some(container::config_to(&config)),
             sandbox_config: Some(sandbox::config_to(&of)),
         };
-        let call = async { self.runtime.clone().create_container(message).await };
+        // Boxed: the message holds the whole of both configurations.
+        let call = Box::pin(async { self.runtime.clone().create_container(message).await });
         let id = answer(CALL_MAX, Call::Create, call).await?.container_id;
         let made = Made { resources: config.resources, log_rotation: config.log_rotation };
         recorded(self.records.container_made(sandbox_id, &id, made));

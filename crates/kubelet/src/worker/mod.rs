@@ -520,6 +520,7 @@ impl Worker {
             let inputs = Inputs {
                 observed,
                 memories: &memories,
+                runtime: &agent.runtime_name,
                 host_ips: agent.host_ips(),
                 verdict: self.verdict.as_ref(),
                 terminated,

@@ -15,7 +15,6 @@ use super::Context;
 use crate::observed::{Observed, ProbeState};
 use crate::probe::{Counter, Kind, Outcome, Target, seconds};
 use crate::spec::{self, Role};
-use crate::status::CONTAINER_ID_SCHEME;
 
 /// Probe tasks by container id.
 #[derive(Default)]
@@ -74,8 +73,9 @@ fn remembered(pod: &Pod, id: &str) -> Option<(bool, bool)> {
     let status = pod.status.as_ref()?;
     let lists = [&status.container_statuses, &status.init_container_statuses];
     let mut all = lists.into_iter().flatten().flatten();
-    let wanted = format!("{CONTAINER_ID_SCHEME}{id}");
-    let found = all.find(|status| status.container_id.as_deref() == Some(&wanted))?;
+    let wanted = format!("://{id}");
+    let found =
+        all.find(|status| status.container_id.as_deref().is_some_and(|known| known.ends_with(&wanted)))?;
     Some((found.ready, found.started == Some(true)))
 }
 
