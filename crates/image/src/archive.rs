@@ -161,7 +161,7 @@ impl ImageStore {
         }
         // Without any name the image is still there under its id.
         let keys = if names.is_empty() { vec![config.to_string()] } else { names.clone() };
-        self.tag(&keys, &candidate.manifest, &config)?;
+        self.tag(&keys, &candidate.manifest, &config, true)?;
         names.retain(|n| !n.contains('@'));
         Ok(ImportedImage { id: config, names })
     }

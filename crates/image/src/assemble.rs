@@ -292,7 +292,7 @@ impl ImageStore {
         if names.is_empty() {
             names.push(id.to_string());
         }
-        self.tag(&names, &manifest, &id)?;
+        self.tag(&names, &manifest, &id, !new.names.is_empty())?;
         Ok(MadeImage { id, manifest })
     }
 

@@ -105,7 +105,7 @@ impl ImageStore {
         if reference.tag().is_some() && reference.digest().is_none() {
             names.push(reference.to_string());
         }
-        self.tag(&names, &digest, &config_digest)?;
+        self.tag(&names, &digest, &config_digest, false)?;
         let size_bytes = manifest.layers.iter().map(|l| l.size).sum::<u64>() + manifest.config.size;
         Ok(cri::PullResult { image_id: config_digest.to_string(), repo_digest, size_bytes })
     }

@@ -159,7 +159,7 @@ impl ImageStore {
             find(refs.all(), image).ok_or_else(|| Error::NotFound(image.to_owned()))?.target
         };
         let names = [reference.to_string(), reference.with_digest(&target.manifest)];
-        self.tag(&names, &target.manifest, &target.image)?;
+        self.tag(&names, &target.manifest, &target.image, target.local)?;
         Ok(reference.to_string())
     }
 

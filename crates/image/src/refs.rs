@@ -20,6 +20,9 @@ pub(crate) struct RefTarget {
     pub(crate) image: Digest,
     /// When it was added, seconds since 1970.
     pub(crate) added_at: i64,
+    /// Whether it was imported or built here: no registry could give it again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) local: bool,
 }
 
 impl RefTarget {

@@ -230,11 +230,14 @@ impl ImageStore {
     }
 
     /// Writes references to an image whose content is complete.
-    pub(crate) fn tag(&self, names: &[String], manifest: &Digest, image: &Digest) -> Result<()> {
+    ///
+    /// `local` ones (imported, built) are kept by garbage collection as long as they have a name.
+    pub(crate) fn tag(&self, names: &[String], manifest: &Digest, image: &Digest, local: bool) -> Result<()> {
         let target = RefTarget {
             manifest: manifest.clone(),
             image: image.clone(),
             added_at: self.clock.now().as_second(),
+            local,
         };
         self.refs.write().update(&self.content.temp_path(), |map| {
             for name in names {
@@ -308,7 +311,7 @@ impl ImageStore {
             size_bytes: manifest.layers.iter().map(|l| l.size).sum::<u64>() + manifest.config.size,
             uid,
             username: if uid.is_some() { String::new() } else { user.to_owned() },
-            pinned: false,
+            pinned: found.pinned,
             added_at: found.target.added(),
         };
         Ok((image, document))
@@ -362,6 +365,8 @@ pub(crate) struct Found {
     pub(crate) target: RefTarget,
     pub(crate) repo_tags: Vec<String>,
     pub(crate) repo_digests: Vec<String>,
+    /// It has a name and came from no registry.
+    pub(crate) pinned: bool,
 }
 
 /// Finds by reference, or by id: whole, or the beginning of its digits.
@@ -386,7 +391,9 @@ fn names_of(refs: &BTreeMap<String, RefTarget>, target: RefTarget) -> Found {
     // An image imported without a name is known by its id alone, which is no reference.
     let (repo_digests, repo_tags): (Vec<_>, Vec<_>) =
         names.filter(|n| !n.starts_with("sha256:")).partition(|name| name.contains("@sha256:"));
-    Found { target, repo_tags, repo_digests }
+    let pinned =
+        refs.iter().any(|(name, t)| t.image == target.image && t.local && !name.contains("@sha256:"));
+    Found { target, repo_tags, repo_digests, pinned }
 }
 
 enum Lookup {

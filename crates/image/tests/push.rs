@@ -80,6 +80,8 @@ async fn pushed_in_pieces_with_credentials_and_pulled_back_the_same() {
     let archive = docker_archive(&[(&["app:1"], &layers, "{}")]);
     store.clone().import(Cursor::new(archive), ImportOptions::default()).await.unwrap();
     assert_eq!(store.resolve("app:1").unwrap().unwrap().layers.len(), 3);
+    // Nobody could give it again, so nobody collects it.
+    assert!(store.status("app:1").await.unwrap().unwrap().image.pinned);
     let name = format!("127.0.0.1:{}/team/app:1", registry.1);
     let request =
         PushRequest { image: "app:1".into(), destination: Some(name.clone()), ..PushRequest::default() };
@@ -95,6 +97,7 @@ async fn pushed_in_pieces_with_credentials_and_pulled_back_the_same() {
     let pulled =
         other.pull(PullRequest { image: name.clone(), auth: Some(auth), progress: None }).await.unwrap();
     assert!(pulled.repo_digest.ends_with(&pushed.digest));
+    assert!(!other.status(&name).await.unwrap().unwrap().image.pinned);
     // Archives carry the same manifest.
     let mut bytes = Vec::new();
     let export = other.export(std::slice::from_ref(&name), ArchiveFormat::Oci).unwrap();
