@@ -132,7 +132,7 @@ pub async fn remove(env: &Environment) -> anyhow::Result<bool> {
         let remote = Remote::open(&options)?;
         // The runtime asks our plugin to take the networks back, and that asks us.
         let network = crate::network::open(env).await?;
-        let shared = local::Shared { images: remote.clone(), store: None, network };
+        let shared = local::Shared { images: remote.clone(), embedded: None, network };
         let serving = tokio::spawn(local::serve(env.paths.socket(), shared, env.cancel.clone()));
         let removed = try_join_all(sandboxes.iter().map(|id| remote.remove_pod_sandbox(id))).await;
         env.cancel.cancel();
