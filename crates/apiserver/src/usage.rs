@@ -141,7 +141,7 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
                 let known = earlier.get(&(pod.pod_ref.uid.as_str(), container.name.as_str()));
                 let nano_cores = match known.filter(|then| **then <= total) {
                     Some(then) => per_second(total - then, window.as_secs_f64()),
-                    None => per_second(total, age.unwrap_or_else(|| window.as_secs_f64())),
+                    None => per_second(total, age.unwrap_or(window.as_secs_f64())),
                 };
                 let memory_bytes = container.memory.working_set_bytes;
                 containers.insert(container.name.clone(), Use { nano_cores, memory_bytes });
