@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use cri::{
     AttachRequest, ContainerConfig, ContainerFilter, ContainerResources, ContainerState, ContainerStats,
     ContainerStatus, Duplex, EventKind, EventStream, ExecOutput, ExecRequest, PodSandboxConfig,
-    PodSandboxFilter, PodSandboxStats, PodSandboxStatus, Result, RuntimeInfo, RuntimeService, StreamSession,
+    PodSandboxFilter, PodSandboxStats, PodSandboxStatus, Result, RuntimeHandler, RuntimeInfo, RuntimeService,
+    StreamSession,
 };
 use futures_util::future::{BoxFuture, try_join_all};
 use rpc::cri as pb;
@@ -31,6 +32,15 @@ fn seconds(time: Duration) -> i64 {
 fn recorded(outcome: std::io::Result<()>) {
     if let Err(error) = outcome {
         tracing::warn!(%error, "what a container was made with could not be recorded");
+    }
+}
+
+fn handler_from(told: &pb::RuntimeHandler) -> RuntimeHandler {
+    let features = told.features.unwrap_or_default();
+    RuntimeHandler {
+        name: told.name.clone(),
+        recursive_readonly_mounts: features.recursive_read_only_mounts,
+        user_namespaces: features.user_namespaces,
     }
 }
 
@@ -137,6 +147,8 @@ impl RuntimeService for Remote {
             cgroup_v2: super::exists(Path::new("/sys/fs/cgroup/cgroup.controllers")),
             user_namespaces: features.user_namespaces,
             recursive_readonly_mounts: features.recursive_read_only_mounts,
+            supplemental_groups_policy: answered.features.is_some_and(|f| f.supplemental_groups_policy),
+            handlers: answered.runtime_handlers.iter().map(handler_from).collect(),
         })
     }
 
@@ -145,6 +157,11 @@ impl RuntimeService for Remote {
             // The kubelet's part with any runtime.
             std::fs::create_dir_all(&config.log_directory)
                 .map_err(|error| cri::Error::io("create the pod's log directory", error))?;
+        }
+        if !config.security.namespaces.host_users {
+            // Runtimes that know nothing of them would run the pod as the node's root.
+            let message = "user namespaces are not supported with a container runtime behind a socket".into();
+            return Err(cri::Error::Unsupported { message });
         }
         let message = pb::RunPodSandboxRequest {
             config: Some(sandbox::config_to(&config)),
