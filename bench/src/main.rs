@@ -9,6 +9,7 @@ mod containerd;
 mod floors;
 mod idle;
 mod image;
+mod images;
 mod instance;
 mod mixed;
 mod pods;
@@ -69,6 +70,8 @@ pub enum Section {
     Watch,
     /// Fifty thousand pods: memory, and lists in every form.
     Scale,
+    /// Builds, pulls and unpacking.
+    Images,
     /// Latency while everything happens at once.
     Mixed,
 }
@@ -106,6 +109,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Section::List => storage::list(options).await,
             Section::Watch => watching::run(options).await,
             Section::Scale => scale::run(options).await,
+            Section::Images => images::run(options).await,
             Section::Mixed => mixed::run(options).await,
         };
         // One broken section must not hide the figures of the others.

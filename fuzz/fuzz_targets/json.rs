@@ -13,7 +13,9 @@ fuzz_target!(|input: &[u8]| {
     let again = schema::decode::decode(schema, ty, text.as_bytes()).expect("decoded before");
     assert_eq!(first.value, again.value);
     let Ok(message) = encode::message(schema, ty, text.as_bytes()) else { return };
+    // The first way back adds the empty fields that a struct of Go always has; then nothing changes any more.
     let back = protobuf::to_json(schema, ty, &message).expect("our own message");
-    let text = Value::Object(back).to_string();
-    assert_eq!(encode::message(schema, ty, text.as_bytes()).expect("decoded from a message"), message);
+    let text = Value::Object(back.clone()).to_string();
+    let message = encode::message(schema, ty, text.as_bytes()).expect("decoded from a message");
+    assert_eq!(protobuf::to_json(schema, ty, &message).expect("our own message"), back);
 });

@@ -29,26 +29,37 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// Bytes that leave a long body at once.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// A list as a stream: its items' bytes are shared with the cache and copied piece by piece, so that an answer
-/// needs the memory of one piece, however long it is.
-struct Listed {
+/// Writes one item of a long body.
+pub type Each = Box<dyn FnMut(&Bytes, &mut Vec<u8>) + Send>;
+
+/// A long body that is made piece by piece, as it is sent.
+struct Pieced {
     head: Bytes,
     items: std::vec::IntoIter<Bytes>,
-    first: bool,
-    left: u64,
+    each: Each,
+    tail: Bytes,
+    /// Bytes to come, where that is known.
+    exact: Option<u64>,
+    done: bool,
 }
 
-/// What stands behind the items.
-const TAIL: &[u8] = b"]}";
-
-/// A body of `head`, `items` with commas between them, and the end of a list.
-pub fn list(head: Bytes, items: Vec<Bytes>) -> Body {
-    let commas = items.len().saturating_sub(1);
-    let left = head.len() + items.iter().map(Bytes::len).sum::<usize>() + commas + TAIL.len();
-    Listed { head, items: items.into_iter(), first: true, left: left as u64 }.boxed_unsync()
+/// A body of `head`, what `each` makes of the items, and `tail`. `exact` is the length of it all, if known.
+pub fn pieced(head: Bytes, items: Vec<Bytes>, each: Each, tail: Bytes, exact: Option<u64>) -> Body {
+    Pieced { head, items: items.into_iter(), each, tail, exact, done: false }.boxed_unsync()
 }
 
-impl http_body::Body for Listed {
+/// Marks answers whose length is not known although they end by themselves, unlike a watch.
+#[derive(Clone, Copy)]
+pub struct Finite;
+
+/// An answer with a body that ends by itself.
+pub fn finite(body: Body) -> Answer {
+    let mut answer = Response::new(body);
+    answer.extensions_mut().insert(Finite);
+    answer
+}
+
+impl http_body::Body for Pieced {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -56,32 +67,31 @@ impl http_body::Body for Listed {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, BoxError>>> {
-        if self.left == 0 {
+        if self.done {
             return Poll::Ready(None);
         }
-        let mut piece =
-            BytesMut::with_capacity(PIECE_BYTES.min(usize::try_from(self.left).unwrap_or(PIECE_BYTES)));
-        piece.extend_from_slice(&std::mem::take(&mut self.head));
+        let this = &mut *self;
+        let size = this.exact.map_or(PIECE_BYTES, |left| usize::try_from(left).unwrap_or(PIECE_BYTES));
+        let mut piece = Vec::with_capacity(PIECE_BYTES.min(size));
+        piece.extend_from_slice(&std::mem::take(&mut this.head));
         while piece.len() < PIECE_BYTES {
-            let Some(item) = self.items.next() else {
-                piece.extend_from_slice(TAIL);
+            let Some(item) = this.items.next() else {
+                piece.extend_from_slice(&std::mem::take(&mut this.tail));
+                this.done = true;
                 break;
             };
-            if !std::mem::take(&mut self.first) {
-                piece.extend_from_slice(b",");
-            }
-            piece.extend_from_slice(&item);
+            (this.each)(&item, &mut piece);
         }
-        self.left = self.left.saturating_sub(piece.len() as u64);
-        Poll::Ready(Some(Ok(http_body::Frame::data(piece.freeze()))))
+        this.exact = this.exact.map(|left| left.saturating_sub(piece.len() as u64));
+        Poll::Ready(Some(Ok(http_body::Frame::data(piece.into()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
+        self.done
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        http_body::SizeHint::with_exact(self.left)
+        self.exact.map_or_else(http_body::SizeHint::default, http_body::SizeHint::with_exact)
     }
 }
 
@@ -173,25 +183,6 @@ mod tests {
     use super::*;
     use futures_util::stream;
     use http_body_util::StreamBody;
-
-    #[tokio::test]
-    async fn lists_stream_in_pieces_and_know_their_length() {
-        for n in [0, 1, 3, 5000] {
-            let items: Vec<Bytes> =
-                (0..n).map(|i| Bytes::from(format!("{{\"n\":{i},\"x\":\"{}\"}}", "y".repeat(100)))).collect();
-            let mut body = list(Bytes::from_static(b"{\"items\":["), items);
-            let size = http_body::Body::size_hint(&body).exact().unwrap();
-            let (mut all, mut largest) = (Vec::new(), 0);
-            while let Some(frame) = body.frame().await {
-                let data = frame.unwrap().into_data().unwrap();
-                largest = largest.max(data.len());
-                all.extend_from_slice(&data);
-            }
-            let value: Value = serde_json::from_slice(&all).unwrap();
-            assert_eq!((value["items"].as_array().unwrap().len(), all.len() as u64), (n, size));
-            assert!(largest < PIECE_BYTES + 200);
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn slow_and_large_bodies_are_refused() {

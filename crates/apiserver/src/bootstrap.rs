@@ -30,6 +30,8 @@ pub struct Addresses {
 
 /// Writes what is missing, then declares the server ready.
 pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
+    let at = std::net::SocketAddr::new(addresses.advertise, addresses.port);
+    server.address.get_or_init(|| at.to_string());
     crate::custom::run(server).await?;
     for name in NAMESPACES {
         ensure(server, "", "namespaces", json!({"metadata": {"name": name}})).await?;
@@ -130,7 +132,7 @@ pub(crate) async fn ensure(
     };
     let text = object.to_string();
     let decoded =
-        registry::write::decode_body(def, text.as_bytes(), FieldValidation::Ignore, &mut Vec::new())?;
+        registry::decode::decode_body(def, text.as_bytes(), FieldValidation::Ignore, &mut Vec::new())?;
     let target = Target { def, namespace: &namespace, name: "", subresource: "" };
     match server.registry.create(target, decoded, &options, &AdmitAll, Vec::new()).await {
         Ok(_) => Ok(None),

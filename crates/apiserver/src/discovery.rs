@@ -3,12 +3,15 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use meta::Status;
 use parking_lot::Mutex;
 use registry::resource::subresource_verbs;
 use registry::{ResourceDef, ResourceTable};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::aggregate::Remotes;
 use crate::body::{self, Answer};
@@ -74,7 +77,11 @@ pub fn serve(
         return Ok(crate::openapi::kept(headers, AGGREGATED, document, &etag));
     }
     let value = match parts {
-        ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
+        ["api"] => {
+            let address = server.address.get().map(String::as_str).unwrap_or_default();
+            json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [
+                {"clientCIDR": "0.0.0.0/0", "serverAddress": address}]})
+        }
         ["apis"] => {
             let groups: Vec<Value> = remotes
                 .groups(&table)
@@ -122,6 +129,9 @@ fn resources(table: &ResourceTable, group: &str, version: &str) -> Result<Value,
         if !row.categories.is_empty() {
             entry["categories"] = json!(row.categories);
         }
+        if let Some(hash) = storage_version_hash(table, row) {
+            entry["storageVersionHash"] = hash.into();
+        }
         list.push(entry);
         for sub in &row.subresources {
             let (g, v, k) = kind_of(row, sub);
@@ -139,6 +149,25 @@ fn resources(table: &ResourceTable, group: &str, version: &str) -> Result<Value,
     Ok(
         json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}),
     )
+}
+
+/// What changes when objects of a resource are stored in another version: a hash of that version.
+fn storage_version_hash(table: &ResourceTable, row: &ResourceDef) -> Option<String> {
+    // Component statuses are read but nowhere stored: nobody can write them.
+    if !row.methods.iter().any(|m| &**m == "get") || !row.methods.iter().any(|m| &**m == "put") {
+        return None;
+    }
+    let stored =
+        row.stored_as.as_ref().and_then(|(group, version, resource)| table.find(group, version, resource));
+    let api_version = match (&row.custom, stored) {
+        (Some(custom), _) => custom.storage_api_version.clone(),
+        (None, stored) => {
+            let row = stored.map_or(row, |stored| &**stored);
+            format!("{}/{}", row.group, row.version)
+        }
+    };
+    let digest = Sha256::digest(format!("{api_version}/{}", row.kind));
+    Some(STANDARD.encode(digest.get(..8)?))
 }
 
 fn kind_of<'a>(row: &'a ResourceDef, sub: &'a registry::Subresource) -> (&'a str, &'a str, &'a str) {

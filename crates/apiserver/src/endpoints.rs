@@ -39,7 +39,8 @@ pub fn serve(server: &Server, request: &Request<Body>, query: &Query) -> Result<
                     (prefix.trim_start_matches("/registry/").trim_end_matches('/').to_owned(), n)
                 })
                 .collect();
-            let text = server.metrics.render(&objects) + &server.flow.metrics();
+            let mut text = server.metrics.render(&objects) + &server.flow.metrics();
+            server.more_metrics.read().iter().for_each(|more| more(&mut text));
             let accept = request.headers().get(http::header::ACCEPT).and_then(|v| v.to_str().ok());
             if accept.is_some_and(|a| a.contains("application/openmetrics-text")) {
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -3,6 +3,8 @@
 //! Whether a pod may go ([`verdict`]) and what an eviction takes from a budget ([`spend`]) are functions of the
 //! objects; the rest is the order of writes: the budget is charged first, then the pod is marked and deleted.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use meta::{Reason, Status};
 use registry::write::meta_text;
 use registry::{DeleteOptions, Target};
@@ -23,6 +25,8 @@ const REFUSED: &str = "Cannot evict pod as it would violate the pod's disruption
 /// What is to be done about a pod that is to be evicted.
 #[derive(Debug, PartialEq)]
 enum Verdict<'a> {
+    /// The pod does not work yet or any more: nothing is disrupted.
+    Idle,
     /// No budget has a say.
     Free,
     /// The pod does not serve; it may go as long as it is as it was seen.
@@ -52,8 +56,10 @@ pub async fn evict(server: &Server, call: &Call<'_>, body: bytes::Bytes) -> Resu
     options.dry_run |= delete.dry_run.iter().any(|d| d == "All");
     let pod = server.registry.get(call.def, &call.info.namespace, &call.info.name, "").await?.to_value();
     let budgets = budgets(server, call)?;
-    match verdict(&pod, &budgets)? {
-        Verdict::Free => {}
+    let verdict = verdict(&pod, &budgets)?;
+    let disrupts = verdict != Verdict::Idle && !options.dry_run;
+    match verdict {
+        Verdict::Idle | Verdict::Free => {}
         Verdict::FreeIfUnchanged => {
             let seen = pod["metadata"]["resourceVersion"].as_str().map(String::from);
             delete
@@ -62,12 +68,10 @@ pub async fn evict(server: &Server, call: &Call<'_>, body: bytes::Bytes) -> Resu
                 .resource_version
                 .get_or_insert(seen.unwrap_or_default());
         }
-        Verdict::Charge(budget) => {
-            charge(server, call, budget, options.dry_run).await?;
-            if !options.dry_run {
-                mark(server, call, &delete).await?;
-            }
-        }
+        Verdict::Charge(budget) => charge(server, call, budget, options.dry_run).await?,
+    }
+    if disrupts {
+        mark(server, call, &mut delete).await?;
     }
     let target = Target { subresource: "", ..call.target() };
     server.registry.delete(target, &delete, &options, &server.admission()).await?;
@@ -90,7 +94,7 @@ fn verdict<'a>(pod: &Value, budgets: &'a [Value]) -> Result<Verdict<'a>, Status>
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     if matches!(phase, "Succeeded" | "Failed" | "Pending") || pod["metadata"]["deletionTimestamp"].is_string()
     {
-        return Ok(Verdict::Free);
+        return Ok(Verdict::Idle);
     }
     let covers = |budget: &&Value| {
         let selector = &budget["spec"]["selector"];
@@ -190,15 +194,21 @@ async fn charge(server: &Server, call: &Call<'_>, budget: &Value, dry_run: bool)
     server.registry.modify(def, &call.info.namespace, meta_text(&copy, "name"), &change).await.map(drop)
 }
 
-/// Says in the pod's status why it is about to go.
-async fn mark(server: &Server, call: &Call<'_>, delete: &DeleteOptions) -> Result<(), Status> {
+/// Says in the pod's status why it is about to go. Where the deletion is for one version of the pod, it is
+/// for the marked one from now on.
+async fn mark(server: &Server, call: &Call<'_>, delete: &mut DeleteOptions) -> Result<(), Status> {
     let now = schema::time::seconds(server.registry.clock().now());
-    let wanted = delete.preconditions.as_ref().and_then(|p| p.uid.as_deref());
+    let wanted = delete.preconditions.clone().unwrap_or_default();
+    let marked = AtomicBool::new(false);
     let change = |pod: &mut Map<String, Value>| {
-        // A pod of another identity is the deletion's to refuse.
-        if wanted.is_some_and(|uid| meta_text(pod, "uid") != uid) {
+        let is = |key: &str, wanted: &Option<String>| {
+            wanted.as_ref().is_none_or(|wanted| meta_text(pod, key) == wanted)
+        };
+        // Another pod, or another version of it, is the deletion's to refuse.
+        if !is("uid", &wanted.uid) || !is("resourceVersion", &wanted.resource_version) {
             return Ok(false);
         }
+        marked.store(true, Ordering::Relaxed);
         let status = registry::child(pod, "status");
         let conditions = status.entry("conditions").or_insert_with(|| json!([]));
         let Some(conditions) = conditions.as_array_mut() else { return Ok(false) };
@@ -209,8 +219,18 @@ async fn mark(server: &Server, call: &Call<'_>, delete: &DeleteOptions) -> Resul
         Ok(true)
     };
     match server.registry.modify(call.def, &call.info.namespace, &call.info.name, &change).await {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) if !marked.load(Ordering::Relaxed) => Ok(()),
+        Ok(bytes) => {
+            let marked: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let version = marked["metadata"]["resourceVersion"].as_str().map(String::from);
+            let seen = delete.preconditions.as_mut().and_then(|p| p.resource_version.as_mut());
+            if let Some((seen, version)) = seen.zip(version) {
+                *seen = version;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -233,8 +253,8 @@ mod tests {
     #[test]
     fn who_has_a_say() {
         let one = [budget(Value::Null, 1, 1, 0)];
-        assert_eq!(verdict(&pod("Pending", false), &one).unwrap(), Verdict::Free);
-        assert_eq!(verdict(&pod("Failed", false), &one).unwrap(), Verdict::Free);
+        assert_eq!(verdict(&pod("Pending", false), &one).unwrap(), Verdict::Idle);
+        assert_eq!(verdict(&pod("Failed", false), &one).unwrap(), Verdict::Idle);
         assert_eq!(verdict(&pod("Running", true), &[]).unwrap(), Verdict::Free);
         assert_eq!(verdict(&pod("Running", true), &one).unwrap(), Verdict::Charge(&one[0]));
         assert_eq!(verdict(&pod("Running", false), &one).unwrap(), Verdict::FreeIfUnchanged);

@@ -287,6 +287,16 @@ async fn connect(server: &Server, upstream: &Upstream) -> Result<Box<dyn Stream>
     Ok(Box::new(tls))
 }
 
+/// Asks the kubelet of a node as the server itself.
+pub(crate) async fn ask(
+    server: &Server,
+    node: &str,
+    request: Request<Body>,
+    path: String,
+) -> Result<Answer, Status> {
+    forward(server, request, node_target(server, node, path)?).await
+}
+
 /// Sends a request on and its answer back, upgrading both sides where the other end agrees.
 async fn forward(server: &Server, request: Request<Body>, upstream: Upstream) -> Result<Answer, Status> {
     let io = connect(server, &upstream).await?;

@@ -3,12 +3,12 @@
 use auth::rbac::{Attributes, Decision};
 use bytes::Bytes;
 use meta::{FieldError, Status, UserInfo};
-use registry::FieldValidation;
+use registry::{FieldValidation, table};
 use serde_json::{Map, Value, json};
 
 use crate::authorize::Authorizer;
 use crate::body::{self, Answer};
-use crate::negotiate;
+use crate::negotiate::{self, Shape};
 use crate::server::Server;
 use crate::verbs::Call;
 
@@ -16,7 +16,7 @@ use crate::verbs::Call;
 pub async fn create(server: &Server, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
     let body = negotiate::body_as_json(call.headers, body)?;
     let mut warnings = Vec::new();
-    let mut object = registry::write::decode_body(call.def, &body, FieldValidation::Warn, &mut warnings)?;
+    let mut object = registry::decode::decode_body(call.def, &body, FieldValidation::Warn, &mut warnings)?;
     match (&*call.def.group, &*call.def.resource) {
         ("", "bindings") => {
             let name = registry::write::meta_text(&object, "name").to_owned();
@@ -253,18 +253,36 @@ fn component(name: &str) -> Value {
 }
 
 /// GET of one component status.
-pub fn component_status(name: &str) -> Result<Answer, Status> {
-    if COMPONENTS.contains(&name) {
-        return Ok(body::json(200, &component(name)));
-    }
-    Err(Status::not_found("", "componentstatuses", name))
+pub fn component_status(server: &Server, call: &Call<'_>) -> Result<Answer, Status> {
+    let name = call.info.name.as_str();
+    let found = COMPONENTS.iter().find(|known| **known == name);
+    let object = component(found.ok_or_else(|| Status::not_found("", "componentstatuses", name))?);
+    Ok(match call.wanted()?.shape {
+        Shape::Table => components(server, call, vec![object]),
+        Shape::Partial => body::json(200, &table::partial(object)),
+        _ => body::json(200, &object),
+    })
 }
 
 /// GET of all component statuses.
-pub fn component_statuses() -> Answer {
+pub fn component_statuses(server: &Server, call: &Call<'_>) -> Result<Answer, Status> {
     let items: Vec<Value> = COMPONENTS.iter().map(|c| component(c)).collect();
-    body::json(
-        200,
-        &json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": items}),
-    )
+    let list = |kind: &str, version: &str, items: Vec<Value>| {
+        body::json(200, &json!({"kind": kind, "apiVersion": version, "metadata": {}, "items": items}))
+    };
+    Ok(match call.wanted()?.shape {
+        Shape::Table => components(server, call, items),
+        Shape::Partial => {
+            let items = items.into_iter().map(table::partial).collect();
+            list("PartialObjectMetadataList", "meta.k8s.io/v1", items)
+        }
+        _ => list("ComponentStatusList", "v1", items),
+    })
+}
+
+fn components(server: &Server, call: &Call<'_>, items: Vec<Value>) -> Answer {
+    let now = server.registry.clock().now();
+    let rows = items.into_iter().map(|item| table::row(call.def, item, call.include(), now)).collect();
+    let columns = table::column_definitions(call.def);
+    body::json(200, &table::table(Some(columns), rows, json!({})))
 }

@@ -9,9 +9,10 @@ use auth::authenticate::Authenticator;
 use auth::node::NodeGraph;
 use auth::rbac::{Attributes, Decision, RbacIndex};
 use auth::token::TokenSigner;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, header};
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use meta::{Reason, Status, UserInfo};
 use registry::Registry;
 use stdx::Random;
@@ -29,6 +30,9 @@ use crate::verbs::Call;
 /// The leaf certificate of the connection (DER), put among a request's extensions by the listener.
 #[derive(Debug, Clone)]
 pub struct PeerCertificate(pub Arc<[u8]>);
+
+/// Writes lines of the page of metrics.
+pub type MoreMetrics = Box<dyn Fn(&mut String) + Send + Sync>;
 
 /// What the server is made of. Cheap to clone.
 #[derive(Clone)]
@@ -58,6 +62,10 @@ pub struct Parts {
     pub shutdown: CancellationToken,
     /// Becomes true once the server has written what every cluster starts with.
     pub ready: std::sync::atomic::AtomicBool,
+    /// Where clients reach it: host and port, once that is known.
+    pub address: std::sync::OnceLock<String>,
+    /// What others of this process have to say on the page of metrics.
+    pub more_metrics: parking_lot::RwLock<Vec<MoreMetrics>>,
     /// What may run now.
     pub flow: Arc<crate::flow::Flow>,
     pub(crate) audit: Option<crate::audit::Audit>,
@@ -68,6 +76,7 @@ pub struct Parts {
     pub(crate) quotas: crate::quota::Locks,
     pub(crate) webhooks: crate::webhook::Pool,
     pub(crate) dynamic: crate::dynamic::Dynamic,
+    pub(crate) usage: crate::usage::Usage,
 }
 
 /// A server that may be gone: for those whom it keeps itself.
@@ -154,6 +163,8 @@ impl Server {
             random: config.random,
             shutdown: config.shutdown,
             ready: false.into(),
+            address: std::sync::OnceLock::new(),
+            more_metrics: Default::default(),
             flow: Arc::new(crate::flow::Flow::new(config.limits.requests_in_flight)),
             audit: config.audit,
             limits: config.limits,
@@ -163,6 +174,7 @@ impl Server {
             quotas: crate::quota::Locks::default(),
             webhooks: crate::webhook::Pool::default(),
             dynamic,
+            usage: crate::usage::Usage::default(),
         }))
     }
 
@@ -187,7 +199,9 @@ impl Server {
         let started = std::time::Instant::now();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let apply = crate::negotiate::content_type(request.headers()) == "application/apply-patch+yaml";
-        let guarded = AssertUnwindSafe(self.chain(request)).catch_unwind().await;
+        let elsewhere = Arc::new(crate::metrics::Elsewhere::default());
+        let chain = crate::metrics::ELSEWHERE.scope(elsewhere.clone(), self.chain(request));
+        let guarded = AssertUnwindSafe(chain).catch_unwind().await;
         let (info, answer) = guarded.unwrap_or_else(|_| {
             tracing::error!(%method, path, "a handler panicked");
             (
@@ -196,7 +210,8 @@ impl Server {
             )
         });
         let size = http_body::Body::size_hint(answer.body()).exact();
-        self.metrics.observe(&info, apply, answer.status().as_u16(), started.elapsed(), size);
+        let times = (started.elapsed(), elsewhere.total());
+        self.metrics.observe(&info, apply, answer.status().as_u16(), times, size);
         answer
     }
 
@@ -205,6 +220,8 @@ impl Server {
         let info = parse(request.method(), request.uri().path(), &query);
         let form = crate::transcode::Form::of(&request, &query);
         let id = crate::audit::id(request.headers());
+        let certificate = request.extensions().get::<PeerCertificate>().filter(|_| info.verb == "watch");
+        let facts = certificate.and_then(|certificate| auth::revocation::Facts::of(&certificate.0));
         let answer = match self.authenticate(&mut request).await {
             Ok(user) => Box::pin(self.recorded(request, &info, &query, user, &id)).await,
             Err(status) => {
@@ -216,6 +233,15 @@ impl Server {
         };
         let mut answer = crate::transcode::finish(answer, form).await;
         answer.headers_mut().insert("audit-id", id);
+        if let Some(facts) = facts {
+            // Who is no longer accepted sees nothing more either.
+            let revocations = self.authenticator.revocations().clone();
+            answer = answer.map(|body| {
+                let frames = BodyStream::new(body);
+                let ended = async move { revocations.revoked(&facts).await };
+                StreamBody::new(frames.take_until(Box::pin(ended))).boxed_unsync()
+            });
+        }
         (info, answer)
     }
 
@@ -258,7 +284,10 @@ impl Server {
         };
         let path = request.uri().path().to_owned();
         let asked = crate::flow::Asked { info, path: &path, user: &user };
-        let permit = match self.flow.admit(asked, |most| self.work(info, query, most)).await {
+        let queued = crate::metrics::elsewhere();
+        let admitted = self.flow.admit(asked, |most| self.work(info, query, most)).await;
+        drop(queued);
+        let permit = match admitted {
             Ok(permit) => permit,
             Err(refused) => return refused.answer(),
         };
@@ -409,14 +438,16 @@ impl Server {
         info: &RequestInfo,
         query: &Query,
         user: &UserInfo,
-        def: &registry::ResourceDef,
+        def: &Arc<registry::ResourceDef>,
     ) -> Result<Answer, Status> {
         let (parts, body) = request.into_parts();
         let call = Call { info, query, headers: &parts.headers, user, def };
         call.wanted()?;
         match info.verb {
-            "get" if !def.is_stored() => crate::reviews::component_status(&info.name),
-            "list" if !def.is_stored() => Ok(crate::reviews::component_statuses()),
+            "get" if &*def.group == crate::usage::GROUP => crate::usage::get(self, &call).await,
+            "list" if &*def.group == crate::usage::GROUP => crate::usage::list(self, &call).await,
+            "get" if !def.is_stored() => crate::reviews::component_status(self, &call),
+            "list" if !def.is_stored() => crate::reviews::component_statuses(self, &call),
             "get" => self.get(&call).await,
             "list" => self.list(&call).await,
             "watch" => self.watch(&call).await,

@@ -1,6 +1,8 @@
 //! Subresources: status and its like through the generic verbs, scale as a view, and the few that do
 //! something of their own (binding, eviction, token, finalize, approval, and what goes to kubelets).
 
+use std::sync::Arc;
+
 use auth::token::{KubernetesClaims, ObjectRef};
 use http::Request;
 use meta::{FieldError, Status, UserInfo};
@@ -26,7 +28,7 @@ pub async fn serve(
     info: &RequestInfo,
     query: &Query,
     user: &UserInfo,
-    def: &ResourceDef,
+    def: &Arc<ResourceDef>,
 ) -> Result<Answer, Status> {
     let Some(sub) = def.subresource(&info.subresource) else { return Err(Status::path_not_found()) };
     let method = request.method().as_str().to_ascii_lowercase();

@@ -9,7 +9,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 
-use crate::body::{Answer, Body, full};
+use crate::body::{Answer, Body, Finite, full};
 use crate::negotiate::{self, Media, Offer};
 use crate::path::Query;
 
@@ -67,7 +67,8 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
 pub async fn finish(answer: Answer, form: Form) -> Answer {
     let content = answer.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     let is_json = content == Some(b"application/json");
-    let Some(size) = answer.body().size_hint().exact() else { return without_body(answer, form) };
+    let unknown = answer.extensions().get::<Finite>().map(|_| u64::MAX);
+    let Some(size) = answer.body().size_hint().exact().or(unknown) else { return without_body(answer, form) };
     let transcodes = is_json && size > 0 && (form.media != Media::Json || form.pretty);
     let compresses = form.gzip && size > COMPRESS_BYTES_MIN as u64;
     if !transcodes && !compresses {
@@ -79,7 +80,7 @@ pub async fn finish(answer: Answer, form: Form) -> Answer {
         parts.headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
         return Answer::from_parts(parts, compressed(body));
     }
-    // A body of known size is in memory already.
+    // A short body is in memory already, or it is one that only people ask for (YAML, indented).
     let Ok(collected) = body.collect().await else {
         return Answer::from_parts(parts, full(Bytes::new()));
     };

@@ -1,5 +1,7 @@
 //! The verbs on resources: from a request to the registry and back, the same for every kind.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use meta::{Status, UserInfo};
@@ -9,6 +11,7 @@ use registry::{DeleteOptions, FieldValidation, Patch, ResourceDef, Target, Write
 use serde_json::{Value, json};
 
 use crate::body::{self, Answer};
+use crate::listing::{self, Listing};
 use crate::negotiate::{self, Shape};
 use crate::path::{Query, RequestInfo};
 use crate::server::Server;
@@ -24,7 +27,7 @@ pub struct Call<'a> {
     /// Who asks.
     pub user: &'a UserInfo,
     /// The row that serves it.
-    pub def: &'a ResourceDef,
+    pub def: &'a Arc<ResourceDef>,
 }
 
 /// Longest field manager name.
@@ -191,24 +194,10 @@ impl Server {
         if let Some(n) = list.remaining {
             metadata["remainingItemCount"] = n.into();
         }
-        let def = call.def;
         let stored = list.items.iter().map(|o| o.bytes.clone()).collect();
-        let items = registry::convert::shown_all(def, stored).await?;
-        let value = |bytes: &Bytes| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
-        match negotiate::accept(call.headers)? {
-            Shape::Table => {
-                let now = self.registry.clock().now();
-                let rows = items.iter().map(|o| table::row(def, value(o), call.include(), now)).collect();
-                let columns = table::column_definitions(def);
-                Ok(body::json(200, &table::table(Some(columns), rows, metadata)))
-            }
-            Shape::Partial => {
-                let items: Vec<Value> = items.iter().map(|o| table::partial(value(o))).collect();
-                let value = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
-                Ok(body::json(200, &value))
-            }
-            _ => Ok(concat(def, &metadata, items)),
-        }
+        let shown = registry::convert::shown_all(call.def, stored).await?;
+        let listing = Listing { def: call.def.clone(), metadata, objects: list.items.clone(), shown };
+        listing::answer(call.headers, listing, call.include(), self.registry.clock().now())
     }
 
     /// POST to a collection.
@@ -216,7 +205,7 @@ impl Server {
         let body = negotiate::body_as_json(call.headers, body)?;
         let options = call.write_options()?;
         let mut warnings = Vec::new();
-        let object = registry::write::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
+        let object = registry::decode::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
         let admission = self.admission();
         let written = self.registry.create(call.target(), object, &options, &admission, warnings).await?;
         self.written_answer(call, written, &admission)
@@ -227,7 +216,7 @@ impl Server {
         let body = negotiate::body_as_json(call.headers, body)?;
         let options = call.write_options()?;
         let mut warnings = Vec::new();
-        let object = registry::write::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
+        let object = registry::decode::decode_body(call.def, &body, options.field_validation, &mut warnings)?;
         let admission = self.admission();
         let written = self.registry.update(call.target(), object, &options, &admission, warnings).await?;
         self.written_answer(call, written, &admission)
@@ -327,15 +316,4 @@ fn success(def: &ResourceDef, name: &str, uid: &Value) -> Value {
         details["group"] = (*def.group).into();
     }
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
-}
-
-/// A list is its items' bytes between brackets: nothing is encoded again, and nothing copied before it is sent.
-fn concat(def: &ResourceDef, metadata: &Value, items: Vec<Bytes>) -> Answer {
-    let (kind, version) = (&def.list_kind, def.api_version());
-    let head =
-        format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{metadata},\"items\":[");
-    let mut answer = http::Response::new(body::list(head.into(), items));
-    let json = http::HeaderValue::from_static("application/json");
-    answer.headers_mut().insert(http::header::CONTENT_TYPE, json);
-    answer
 }

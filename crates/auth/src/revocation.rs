@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use parking_lot::RwLock;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Certificates begin this much before they are issued; a moment of revocation means the moment of issue.
@@ -74,8 +75,17 @@ struct Entry {
 }
 
 /// The list.
-#[derive(Debug, Default)]
-pub struct Revocations(RwLock<HashMap<String, Entry>>);
+#[derive(Debug)]
+pub struct Revocations {
+    entries: RwLock<HashMap<String, Entry>>,
+    changed: watch::Sender<()>,
+}
+
+impl Default for Revocations {
+    fn default() -> Self {
+        Revocations { entries: RwLock::default(), changed: watch::channel(()).0 }
+    }
+}
 
 impl Revocations {
     /// Adds or replaces an object. What cannot be read revokes nothing; validation keeps that out.
@@ -84,17 +94,30 @@ impl Revocations {
         let spec = Spec::deserialize(&object["spec"]).unwrap_or_default();
         let since = object["metadata"]["creationTimestamp"].as_str().and_then(|t| t.parse().ok());
         let serials = spec.serial_numbers.iter().map(|s| normal(s)).collect();
-        self.0.write().insert(name, Entry { spec, serials, since: since.unwrap_or(Timestamp::UNIX_EPOCH) });
+        let entry = Entry { spec, serials, since: since.unwrap_or(Timestamp::UNIX_EPOCH) };
+        self.entries.write().insert(name, entry);
+        self.changed.send_replace(());
     }
 
     /// Removes an object.
     pub fn remove(&self, name: &str) {
-        self.0.write().remove(name);
+        self.entries.write().remove(name);
+    }
+
+    /// Returns once a certificate is revoked.
+    pub async fn revoked(&self, facts: &Facts) {
+        let mut changed = self.changed.subscribe();
+        while self.refusal(facts).is_none() {
+            if changed.changed().await.is_err() {
+                // Without a list nothing is revoked any more.
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Why and since when a certificate is revoked; `None` when it is not.
     pub fn refusal(&self, facts: &Facts) -> Option<String> {
-        let entries = self.0.read();
+        let entries = self.entries.read();
         let (name, entry, moment) = entries.iter().find_map(|(name, entry)| {
             if entry.serials.contains(&facts.serial) {
                 return Some((name, entry, entry.since));
@@ -117,6 +140,22 @@ impl Revocations {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[tokio::test]
+    async fn whoever_waits_learns_of_it() {
+        let list = std::sync::Arc::new(Revocations::default());
+        let facts = Facts { serial: "1".into(), user: "bob".into(), issued: Timestamp::UNIX_EPOCH };
+        let waiting = {
+            let list = list.clone();
+            tokio::spawn(async move { list.revoked(&facts).await })
+        };
+        tokio::task::yield_now().await;
+        list.upsert(&json!({"metadata": {"name": "other"}, "spec": {"users": [{"name": "eve"}]}}));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        list.upsert(&json!({"metadata": {"name": "left"}, "spec": {"users": [{"name": "bob"}]}}));
+        waiting.await.unwrap();
+    }
 
     #[test]
     fn by_serial_and_by_user() {

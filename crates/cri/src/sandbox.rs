@@ -85,7 +85,7 @@ pub enum NamespaceMode {
     /// One for the pod.
     #[default]
     Pod,
-    /// One for each container (only PID).
+    /// One for each container (PID); for the network of a sandbox, one with nothing but loopback.
     Container,
     /// The node's.
     Node,
@@ -97,7 +97,7 @@ pub enum NamespaceMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NamespaceOptions {
-    /// Network: `Pod` or `Node`.
+    /// Network: `Pod`, `Node`, or `Container` for loopback alone.
     pub network: NamespaceMode,
     /// Processes: `Container` (Kubernetes' default), `Pod` (shareProcessNamespace), `Node` or `Target`.
     pub pid: NamespaceMode,

@@ -297,9 +297,9 @@ fn run(call: &Call, name: &str) -> Result<Value, Failure> {
 /// Asks the running instance. One that is not there is asked again by the runtime.
 fn ask(socket: &Path, path: &str, request: &NetworkRequest) -> Result<PodNetwork, Failure> {
     let asked = || -> anyhow::Result<Value> {
-        let body = serde_json::to_vec(request)?;
+        let body = local::body(&serde_json::to_value(request)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(local::call_with_body(socket, Method::POST, path, body))
+        runtime.block_on(local::call(socket, Method::POST, path, Some(body), |_| ()))
     };
     let answer = asked().map_err(|error| failure(TRY_AGAIN, format!("{error:#}")))?;
     serde_json::from_value(answer).map_err(|error| failure(FAILED, format!("unexpected answer: {error}")))

@@ -131,6 +131,9 @@ pub struct UpOptions {
     /// kubelet's option of this name has it.
     #[arg(long, default_value = "", value_name = "LIST")]
     pub eviction_hard: String,
+    /// Images: pulls and what is collected.
+    #[command(flatten)]
+    pub images: crate::pulls::ImageOptions,
     /// How the API server serves.
     #[command(flatten)]
     pub serving: crate::serving::Serving,

@@ -77,7 +77,9 @@ impl ControlPlane {
             store::disk::DiskStore::open(&store_path, store::disk::Options::default())
         });
         let engine: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
-        let (store, keyring) = sealed(env, engine.clone())?;
+        let measured = store::measured::Measured::new(engine.clone());
+        let stored = measured.meters().clone();
+        let (store, keyring) = sealed(env, Arc::new(measured))?;
         let config = registry::Config {
             service_cidr: options.service_cidr.clone(),
             node_ports: NODE_PORTS,
@@ -104,6 +106,7 @@ impl ControlPlane {
             audit: options.serving.audit(&env.clock)?,
             front_proxy: Some(front_proxy(env, &pki)?),
         });
+        server.more_metrics.write().push(Box::new(move |out| stored.render(out)));
 
         let listener = TcpListener::bind((options.bind_address, options.https_port))
             .await
@@ -163,6 +166,8 @@ impl ControlPlane {
             env.random.clone(),
             env.cancel.clone(),
         );
+        let queues = context.queues.clone();
+        self.server.more_metrics.write().push(Box::new(move |out| queues.render(out)));
         if env.options.enabled(Part::Scheduler) {
             let context = context.clone();
             self.tasks.spawn(async move { scheduler::run(&context).await });

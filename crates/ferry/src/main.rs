@@ -16,6 +16,7 @@ mod node;
 mod paths;
 mod preflight;
 mod progress;
+mod pulls;
 mod runtime;
 mod services;
 mod serving;

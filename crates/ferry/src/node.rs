@@ -30,12 +30,26 @@ pub struct Node {
     pub opened: Opened,
 }
 
+/// Reads `registries.yaml` of the data directory, if there is one.
+fn registries(env: &Environment) -> anyhow::Result<image::Registries> {
+    let path = env.paths.root.join("registries.yaml");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(image::Registries::default()),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let unusable = || format!("cannot use {}", path.display());
+    let registries: image::Registries = serde_saphyr::from_str(&text).with_context(unusable)?;
+    registries.check().with_context(unusable)?;
+    Ok(registries)
+}
+
 /// Opens the image store of a data directory.
 pub fn open_images(env: &Environment) -> anyhow::Result<Arc<ImageStore>> {
     let config = StoreConfig {
         root: env.paths.images(),
         insecure_registries: env.options.insecure_registry.clone(),
-        mirrors: Default::default(),
+        registries: registries(env)?,
         ca_file: None,
         clock: env.clock.clone(),
     };
@@ -72,6 +86,9 @@ impl Node {
         let opened = runtime::open(env, network).await?;
         let mut config = kubelet::Config::new(&env.node_name, env.paths.root.clone());
         config.eviction_hard = env.options.eviction_hard.parse().context("--eviction-hard")?;
+        config.image_gc = env.options.images.policy()?;
+        config.credential_providers = env.options.images.providers()?;
+        config.parallel_pulls = env.options.images.parallel_pulls();
         config.node_ips = vec![env.node_ip];
         config.cgroup_root = runtime::cgroup_root(env);
         config.cluster_dns = vec![env.options.cluster_dns];

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use container::Runtime;
 use cri::{ImageService, RuntimeService};
 use cri_socket::client::{self, Remote, endpoint};
 use cri_socket::server::Server;
@@ -51,8 +52,27 @@ pub struct Opened {
     pub runtime: Arc<dyn RuntimeService>,
     /// Images.
     pub images: Arc<dyn ImageService>,
-    /// The embedded store, where it is that.
-    pub store: Option<Arc<ImageStore>>,
+    /// What only the embedded runtime has.
+    pub embedded: Option<Embedded>,
+}
+
+/// The parts of the embedded runtime that others work on directly.
+#[derive(Clone)]
+pub struct Embedded {
+    /// Images on this machine.
+    pub store: Arc<ImageStore>,
+    /// Who builds new ones.
+    pub builder: Arc<build::Builder>,
+}
+
+/// Where the runtime keeps what containers change.
+#[derive(Debug)]
+struct RuntimeChanges(Arc<Runtime>);
+
+impl build::Changes for RuntimeChanges {
+    fn upper(&self, container: &str) -> Option<std::path::PathBuf> {
+        self.0.changes_of(container)
+    }
 }
 
 /// The cgroup below which everything of this cluster is.
@@ -82,7 +102,10 @@ pub async fn open(
         );
         let store = node::open_images(env)?;
         let runtime = node::open_runtime(env, store.clone(), network).await?;
-        return Ok(Opened { runtime, images: store.clone(), store: Some(store) });
+        let changes = Arc::new(RuntimeChanges(runtime.clone()));
+        let builder = build::Builder::new(store.clone(), runtime.clone(), changes);
+        builder.clean_up().await.context("cannot remove what earlier builds have left")?;
+        return Ok(Opened { runtime, images: store.clone(), embedded: Some(Embedded { store, builder }) });
     };
     let options = options(env, url, given.image_service_endpoint.as_deref())?;
     let configuration = cni::configuration_file(env);
@@ -92,7 +115,7 @@ pub async fn open(
         cni::install(env, &configuration).context("cannot install the network plugin")?;
     }
     let remote = Remote::open(&options).context("cannot use the runtime's state directory")?;
-    Ok(Opened { runtime: remote.clone(), images: remote, store: None })
+    Ok(Opened { runtime: remote.clone(), images: remote, embedded: None })
 }
 
 /// Removes what a cluster has in somebody else's runtime; false if it used the embedded one.
@@ -109,7 +132,7 @@ pub async fn remove(env: &Environment) -> anyhow::Result<bool> {
         let remote = Remote::open(&options)?;
         // The runtime asks our plugin to take the networks back, and that asks us.
         let network = crate::network::open(env).await?;
-        let shared = local::Shared { images: remote.clone(), store: None, network };
+        let shared = local::Shared { images: remote.clone(), embedded: None, network };
         let serving = tokio::spawn(local::serve(env.paths.socket(), shared, env.cancel.clone()));
         let removed = try_join_all(sandboxes.iter().map(|id| remote.remove_pod_sandbox(id))).await;
         env.cancel.cancel();

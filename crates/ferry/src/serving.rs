@@ -31,7 +31,7 @@ const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Reads a duration as Go writes it.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     apiserver::timeout::parse(text).ok_or_else(|| format!("invalid duration {text:?}"))
 }
 

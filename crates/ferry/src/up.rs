@@ -65,13 +65,13 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
         let mut tasks = std::mem::take(&mut plane.tasks);
         let network = network::open(&env).await?;
         let node = Node::start(&env, &plane, Some(network.clone()), &mut tasks).await?;
-        images = node.opened.store.clone();
+        images = node.opened.embedded.as_ref().map(|e| e.store.clone());
         let (socket, cancel) = (env.paths.socket(), env.cancel.clone());
         let opened = node.opened;
-        if opened.store.is_some() {
+        if opened.embedded.is_some() {
             tasks.spawn(runtime::offer(env.clone(), opened.runtime.clone(), opened.images.clone()));
         }
-        let shared = local::Shared { images: opened.images, store: opened.store, network };
+        let shared = local::Shared { images: opened.images, embedded: opened.embedded, network };
         tasks.spawn(async move {
             if let Err(error) = local::serve(socket, shared, cancel).await {
                 tracing::error!(%error, "the local socket is not served");

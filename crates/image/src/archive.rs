@@ -202,6 +202,7 @@ impl ImageStore {
                 media_type: "application/vnd.oci.image.manifest.v1+json".into(),
                 layers: layers.collect::<Result<_>>()?,
                 config: describe(&image.config, "application/vnd.oci.image.config.v1+json")?,
+                annotations: BTreeMap::new(),
             };
             let bytes = serde_json::to_vec(&document)
                 .map_err(|e| Error::Malformed(format!("encode manifest: {e}")))?;

@@ -67,14 +67,16 @@ impl fmt::Display for Digest {
 
 /// Computes a digest while bytes pass by.
 #[derive(Clone, Default)]
-pub(crate) struct Hasher(Sha256);
+pub struct Hasher(Sha256);
 
 impl Hasher {
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    /// Takes further bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    pub(crate) fn finish(self) -> Digest {
+    /// The digest of all.
+    pub fn finish(self) -> Digest {
         let mut text = String::with_capacity("sha256:".len() + HEX_LEN);
         text.push_str("sha256:");
         for byte in self.0.finalize() {

@@ -58,6 +58,18 @@ pub enum Error {
         /// Digest of what came.
         actual: String,
     },
+    /// A registry sent something else than was asked for.
+    #[error(
+        "failed to copy: {url}: unexpected commit digest {actual}, expected {expected}: failed precondition"
+    )]
+    LyingBlob {
+        /// What was asked for.
+        url: String,
+        /// Digest that was asked for.
+        expected: String,
+        /// Digest of what came.
+        actual: String,
+    },
     /// A manifest, configuration or archive is malformed.
     #[error("{0}")]
     Malformed(String),
@@ -98,7 +110,7 @@ impl Error {
 
     /// Whether another attempt may succeed.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Error::Unavailable { .. } | Error::DigestMismatch { .. })
+        matches!(self, Error::Unavailable { .. } | Error::DigestMismatch { .. } | Error::LyingBlob { .. })
     }
 
     /// The error of the runtime interface, for a pull of `image`.

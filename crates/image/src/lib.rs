@@ -10,23 +10,39 @@
 //! **Invariant:** nothing here knows of pods or containers; who uses an image holds an [`ImageHold`].
 
 mod archive;
+mod assemble;
+mod cache;
 mod config;
 mod content;
+mod credentials;
 mod digest;
+mod download;
 mod error;
+mod pack;
 mod pins;
 mod pull;
+mod push;
 mod reference;
 mod refs;
+mod registries;
 mod registry;
+mod save;
 mod store;
 mod unpack;
 mod user;
 
 pub use archive::{ImportOptions, ImportedImage};
-pub use digest::Digest;
+pub use assemble::{BaseImage, LayerRef, MadeImage, NewImage, StagedTree};
+pub use cache::CacheRecord;
+pub use credentials::credentials;
+pub use digest::{Digest, Hasher};
+pub use download::Download;
 pub use error::{Error, Result};
 pub use pins::ImageHold;
+pub use push::{PushRequest, PushResult};
 pub use reference::Reference;
+pub use registries::{Registries, RegistriesError};
+pub use save::{ArchiveFormat, Export};
 pub use store::{ImageStore, ResolvedImage, StoreConfig};
+pub use unpack::{extract_archive, is_archive};
 pub use user::{Identity, UserError, resolve_user};

@@ -42,7 +42,9 @@ impl Pull {
 }
 
 /// Tries again what may pass.
-async fn with_retries<'a, T>(mut attempt: impl FnMut() -> BoxFuture<'a, Result<T>> + Send) -> Result<T> {
+pub(crate) async fn with_retries<'a, T>(
+    mut attempt: impl FnMut() -> BoxFuture<'a, Result<T>> + Send,
+) -> Result<T> {
     let mut failures = 0;
     loop {
         match attempt().await {

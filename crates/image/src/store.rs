@@ -11,6 +11,8 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use stdx::Clock;
 
+use crate::assemble::Staging;
+use crate::cache::Cache;
 use crate::config::{Descriptor, ImageDocument, Manifest, ManifestOrIndex};
 use crate::content::{Content, ignore_missing, sync_dir, write_atomically};
 use crate::digest::Digest;
@@ -34,8 +36,8 @@ pub struct StoreConfig {
     pub root: PathBuf,
     /// Registry hosts (with port) that are spoken to without TLS, besides those on loopback.
     pub insecure_registries: Vec<String>,
-    /// Base URLs tried before the registry itself, by registry host.
-    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Mirrors, credentials and TLS of registries.
+    pub registries: crate::registries::Registries,
     /// PEM file of certificate authorities; `None` takes the system's.
     pub ca_file: Option<PathBuf>,
     /// Time.
@@ -54,6 +56,10 @@ pub struct ImageStore {
     this: Weak<ImageStore>,
     /// One at a time per reference or layer: the second finds the work done.
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    pub(crate) staging: Staging,
+    pub(crate) cache: Mutex<Cache>,
+    /// Layers made here that are not synced yet.
+    pub(crate) unsynced: Mutex<Vec<Digest>>,
 }
 
 /// An image ready to make containers from.
@@ -76,7 +82,7 @@ impl ImageStore {
     pub fn open(config: StoreConfig) -> Result<Arc<ImageStore>> {
         let content = Content::open(&config.root)?;
         let refs = RwLock::new(Refs::open(&config.root)?);
-        let registry = Registry::new(config.insecure_registries, config.mirrors, config.ca_file);
+        let registry = Registry::new(config.insecure_registries, config.registries, config.ca_file);
         let store = Arc::new_cyclic(|this| ImageStore {
             this: this.clone(),
             content,
@@ -85,7 +91,11 @@ impl ImageStore {
             registry,
             clock: config.clock,
             locks: Mutex::default(),
+            staging: Staging::default(),
+            cache: Mutex::new(Cache::open(&config.root)),
+            unsynced: Mutex::default(),
         });
+        store.drop_unsynced()?;
         store.drop_damaged()?;
         // A crash between removing a reference and removing its content leaves orphans.
         store.collect_garbage()?;
@@ -108,6 +118,9 @@ impl ImageStore {
 
     /// The image of this reference or id, with its layers held on disk.
     pub fn resolve(&self, image: &str) -> Result<Option<ResolvedImage>> {
+        if let Some(staged) = self.resolve_staged(image) {
+            return Ok(Some(staged));
+        }
         let hold = self.pins.hold();
         // Hold before looking at the layers, under the lock that removal takes.
         let refs = self.refs.read();
@@ -115,7 +128,7 @@ impl ImageStore {
         let (manifest, document) = self.documents(&found.target)?;
         hold_image(&hold, &found.target, &manifest, &document);
         drop(refs);
-        let layers: Vec<PathBuf> = document.rootfs.diff_ids.iter().map(|d| self.layer_dir(d)).collect();
+        let layers = distinct(document.rootfs.diff_ids.iter().map(|d| self.layer_dir(d)).collect());
         if let Some(missing) = layers.iter().find(|dir| !dir.is_dir()) {
             return Err(Error::Malformed(format!("layer {} of image {image} is missing", missing.display())));
         }
@@ -172,7 +185,7 @@ impl ImageStore {
         self.content.root().join("layers").join(&diff_id.hex()[..LAYER_NAME_LEN])
     }
 
-    fn usage_path(&self, diff_id: &Digest) -> PathBuf {
+    pub(crate) fn usage_path(&self, diff_id: &Digest) -> PathBuf {
         self.layer_dir(diff_id).with_extension("json")
     }
 
@@ -255,16 +268,20 @@ impl ImageStore {
             blobs.extend(manifest.layers.into_iter().map(|l| l.digest));
             layers.extend(document.rootfs.diff_ids.iter().map(|d| self.layer_dir(d)));
         }
+        for record in self.cache.lock().records.values() {
+            blobs.extend(record.blob.clone());
+            layers.extend(record.layer.iter().map(|d| self.layer_dir(d)));
+        }
         for blob in self.content.list()? {
             if !blobs.contains(&blob) && !self.pins.is_pinned(&blob) {
                 self.content.remove(&blob)?;
             }
         }
-        let held: HashSet<PathBuf> = self.pins.all().iter().map(|d| self.layer_dir(d)).collect();
         for entry in fs::read_dir(self.content.root().join("layers")).map_err(Error::io("list layers"))? {
             let path = entry.map_err(Error::io("list layers"))?.path();
             let dir = path.with_extension("");
-            if layers.contains(&dir) || held.contains(&dir) {
+            // Asked anew for each: what is being made now was held before it could be seen here.
+            if layers.contains(&dir) || self.pins.all().iter().any(|d| self.layer_dir(d) == dir) {
                 continue;
             }
             if path == dir {
@@ -297,7 +314,7 @@ impl ImageStore {
         Ok((image, document))
     }
 
-    fn usage(&self) -> Result<LayerUsage> {
+    pub(crate) fn usage(&self) -> Result<LayerUsage> {
         let mut sum = LayerUsage::default();
         for blob in self.content.list()? {
             sum.bytes += self.content.size(&blob).unwrap_or(0);
@@ -317,6 +334,15 @@ impl ImageStore {
     }
 }
 
+/// Leaves each layer where it comes last: overlayfs takes none twice, and what the upper one has, the lower one
+/// cannot add to. Empty layers come several times in many images.
+pub(crate) fn distinct(layers: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut seen = HashSet::new();
+    let mut kept: Vec<PathBuf> = layers.into_iter().rev().filter(|l| seen.insert(l.clone())).collect();
+    kept.reverse();
+    kept
+}
+
 /// Holds everything an image consists of.
 pub(crate) fn hold_image(
     hold: &ImageHold,
@@ -331,14 +357,15 @@ pub(crate) fn hold_image(
 }
 
 /// An image and all its names.
-struct Found {
-    target: RefTarget,
-    repo_tags: Vec<String>,
-    repo_digests: Vec<String>,
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) target: RefTarget,
+    pub(crate) repo_tags: Vec<String>,
+    pub(crate) repo_digests: Vec<String>,
 }
 
 /// Finds by reference, or by id: whole, or the beginning of its digits.
-fn find(refs: &BTreeMap<String, RefTarget>, image: &str) -> Option<Found> {
+pub(crate) fn find(refs: &BTreeMap<String, RefTarget>, image: &str) -> Option<Found> {
     let hex = image.strip_prefix("sha256:").unwrap_or(image);
     let by_id = || {
         let digits = hex.len() >= 8 && hex.len() <= 64 && hex.bytes().all(|c| c.is_ascii_hexdigit());

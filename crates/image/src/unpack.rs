@@ -26,6 +26,9 @@ const LAYER_LEN_MAX: u64 = 64 << 30;
 /// Longest path, as the kernel has it.
 const PATH_LEN_MAX: usize = 4096;
 
+/// How much of a file tells whether it is a tar: its first record.
+const HEAD_LEN: u64 = 512;
+
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 
@@ -55,7 +58,7 @@ pub(crate) fn unpack_layer<R: BufRead>(blob: R, dest: &Path) -> Result<(Digest, 
     rfs::chmod(dest, Mode::from_raw_mode(0o755)).map_err(|e| Error::io("set mode of layer")(e.into()))?;
     let root = rfs::open(dest, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::io("open layer directory")(e.into()))?;
-    let mut unpacker = Unpacker { root, parent: None, directories: Vec::new(), usage: LayerUsage::default() };
+    let mut unpacker = Unpacker::new(root, false);
     let mut archive = tar::Archive::new(HashingReader::new(decompress(blob)?.take(LAYER_LEN_MAX)));
     for entry in archive.entries().map_err(Error::io("read layer"))? {
         unpacker.entry(&mut entry.map_err(Error::io("read layer"))?)?;
@@ -77,6 +80,35 @@ struct Unpacker {
     /// Directories and their times, set at the end as filling them changes them.
     directories: Vec<(PathBuf, Timespec)>,
     usage: LayerUsage,
+    /// Names that mean whiteouts in layers are names like others.
+    literal: bool,
+}
+
+/// Whether a file is a tar, plain or compressed.
+pub fn is_archive(file: &Path) -> Result<bool> {
+    let context = || format!("read {}", file.display());
+    let mut blob = io::BufReader::new(File::open(file).map_err(Error::io(context()))?);
+    if blob.fill_buf().map_err(Error::io(context()))?.len() < 4 {
+        return Ok(false);
+    }
+    let mut head = Vec::new();
+    let read = decompress(blob).ok().map(|r| r.take(HEAD_LEN).read_to_end(&mut head));
+    // What begins like a compressed file but is none is a plain file.
+    Ok(matches!(read, Some(Ok(_))) && head.get(257..262).is_some_and(|magic| magic == b"ustar"))
+}
+
+/// Unpacks a tar, plain or compressed, into an open directory. Nothing is written outside of it.
+pub fn extract_archive(file: &Path, dest: OwnedFd) -> Result<()> {
+    let blob = File::open(file).map_err(Error::io(format!("open {}", file.display())))?;
+    let mut unpacker = Unpacker::new(dest, true);
+    let mut archive = tar::Archive::new(decompress(io::BufReader::new(blob))?.take(LAYER_LEN_MAX));
+    for entry in archive.entries().map_err(Error::io("read archive"))? {
+        unpacker.entry(&mut entry.map_err(Error::io("read archive"))?)?;
+        if unpacker.usage.inodes > ENTRIES_MAX {
+            return Err(Error::TooLarge { what: "number of files in an archive".into(), limit: ENTRIES_MAX });
+        }
+    }
+    unpacker.finish_directories()
 }
 
 /// The path within the layer, `None` for the root itself.
@@ -102,6 +134,10 @@ fn fs_error(what: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -
 }
 
 impl Unpacker {
+    fn new(root: OwnedFd, literal: bool) -> Unpacker {
+        Unpacker { root, parent: None, directories: Vec::new(), usage: LayerUsage::default(), literal }
+    }
+
     fn open_in_root(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         rfs::openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
@@ -152,10 +188,10 @@ impl Unpacker {
             return self.root_entry(entry);
         };
         let (dir, name) = self.parent_of(&path)?;
-        if name.as_bytes() == OPAQUE_MARKER {
+        if !self.literal && name.as_bytes() == OPAQUE_MARKER {
             return set_opaque(&dir, Path::new("."), &path);
         }
-        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT_PREFIX) {
+        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT_PREFIX).filter(|_| !self.literal) {
             return self.whiteout(&dir, std::ffi::OsStr::from_bytes(hidden), &path);
         }
         let replaced_whiteout = self.make_room(&dir, name, kind, &path)?;

@@ -232,7 +232,9 @@ async fn https_with_a_private_authority_through_a_mirror() {
     let config = |root: &str, ca_file: Option<PathBuf>| image::StoreConfig {
         root: dir.path().join(root),
         insecure_registries: Vec::new(),
-        mirrors: [("127.0.0.1:1".to_owned(), vec![format!("https://127.0.0.1:{}", registry.port)])].into(),
+        registries: serde_json::from_value(serde_json::json!({"mirrors": {"127.0.0.1:1":
+            {"endpoint": [format!("https://127.0.0.1:{}", registry.port)]}}}))
+        .unwrap(),
         ca_file,
         clock: stdx::SystemClock::shared(),
     };

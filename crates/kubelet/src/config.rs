@@ -53,6 +53,12 @@ pub struct Config {
     pub reserved_memory_bytes: i64,
     /// When the node is short of something.
     pub eviction_hard: crate::thresholds::Thresholds,
+    /// When unused images go.
+    pub image_gc: crate::image_gc::Policy,
+    /// Programs that give credentials for registries.
+    pub credential_providers: Arc<crate::credentials::Providers>,
+    /// Pulls at once; at least one.
+    pub parallel_pulls: usize,
     /// Labels to register with.
     pub node_labels: BTreeMap<String, String>,
     /// Taints to register with.
@@ -85,6 +91,9 @@ impl Config {
             reserved_cpu_milli: 0,
             reserved_memory_bytes: 0,
             eviction_hard: crate::thresholds::Thresholds::default(),
+            image_gc: crate::image_gc::Policy::default(),
+            credential_providers: Arc::default(),
+            parallel_pulls: crate::images::PULLS_AT_ONCE,
             node_labels: BTreeMap::new(),
             register_taints: Vec::new(),
             provider_id: None,

@@ -15,13 +15,14 @@ use serde_json::Value;
 use stdx::{Backoff, Clock, KeyedBackoff};
 use tokio::sync::Semaphore;
 
+use crate::credentials::{self, Providers};
 use crate::observed::Waiting;
 use crate::spec::{self, Role};
 
 /// Back-off between failed pulls of one image for one pod.
 const PULL_BACKOFF: Backoff = Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(300) };
 /// Pulls at once: more only fight for the same network.
-const PULLS_AT_ONCE: usize = 4;
+pub const PULLS_AT_ONCE: usize = 4;
 
 /// An image could not be had; try again at `retry_at`.
 #[derive(Debug, Clone)]
@@ -40,6 +41,7 @@ pub struct Images {
     /// Why the last pull of an image for a pod failed.
     failures: Mutex<HashMap<(String, String), String>>,
     pulls: Semaphore,
+    providers: Arc<Providers>,
 }
 
 /// Pull policy: as given, else `Always` for `latest` and no tag.
@@ -64,14 +66,20 @@ fn go_duration(duration: Duration) -> String {
 }
 
 impl Images {
-    /// A puller over `service`.
-    pub fn new(service: Arc<dyn ImageService>, clock: Arc<dyn Clock>) -> Self {
+    /// A puller over `service`, with this many pulls at once.
+    pub fn new(
+        service: Arc<dyn ImageService>,
+        clock: Arc<dyn Clock>,
+        parallel: usize,
+        providers: Arc<Providers>,
+    ) -> Self {
         Images {
             service,
             clock,
             backoff: Mutex::new(KeyedBackoff::new(PULL_BACKOFF)),
             failures: Mutex::default(),
-            pulls: Semaphore::new(PULLS_AT_ONCE),
+            pulls: Semaphore::new(parallel.max(1)),
+            providers,
         }
     }
 
@@ -217,6 +225,7 @@ impl Images {
     async fn pull_with(&self, image: &str, secrets: &[Arc<Secret>]) -> cri::Result<u64> {
         let mut credentials: Vec<Option<ImageAuth>> =
             secrets.iter().flat_map(|secret| credentials_for(image, secret)).map(Some).collect();
+        credentials.extend(self.providers.credentials(image, self.clock.now()).await.into_iter().map(Some));
         credentials.push(None);
         let mut last = None;
         for auth in credentials {
@@ -235,7 +244,7 @@ impl Images {
 }
 
 /// The registry host and path of an image, the default registry spelled out.
-fn repository(image: &str) -> String {
+pub(crate) fn repository(image: &str) -> String {
     let name = image.split('@').next().unwrap_or_default();
     let name = match name.rsplit_once(':') {
         Some((before, after)) if !after.contains('/') => before,
@@ -261,13 +270,8 @@ fn credentials_for(image: &str, secret: &Secret) -> Vec<ImageAuth> {
     let repository = repository(image);
     let mut fitting: BTreeMap<std::cmp::Reverse<usize>, Vec<ImageAuth>> = BTreeMap::new();
     for (registry, entry) in &auths {
-        let bare =
-            registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-        let bare = bare.trim_end_matches("/v1").trim_end_matches("/v2");
-        let bare =
-            if bare == "index.docker.io" || bare == "registry-1.docker.io" { "docker.io" } else { bare };
-        let fits =
-            repository == bare || repository.strip_prefix(bare).is_some_and(|rest| rest.starts_with('/'));
+        let bare = credentials::bare(registry);
+        let fits = credentials::matches(&bare, &repository);
         if fits {
             fitting.entry(std::cmp::Reverse(bare.len())).or_default().push(auth_of(entry));
         }
@@ -342,6 +346,12 @@ mod tests {
             credentials_for("r.io/team/app:1", &secret).into_iter().map(|auth| auth.username).collect();
         assert_eq!(names, ["near", "wide"]);
         assert!(credentials_for("r.io.evil/team", &secret).is_empty());
+        let wild = json!({"auths": {"*.r.io": {"username": "any", "password": "x"}}});
+        let secret =
+            Secret::from_value(json!({"data": {".dockerconfigjson": STANDARD.encode(wild.to_string())}}))
+                .unwrap();
+        assert_eq!(credentials_for("a.r.io/x", &secret).len(), 1);
+        assert!(credentials_for("r.io/x", &secret).is_empty());
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl Kubelet {
         });
         spawn(&cancel, follow_runtime(agent.clone()));
         spawn(&cancel, crate::evict::watch(agent.clone()));
+        spawn(&cancel, crate::image_gc::keep(agent.clone()));
         let feeding = agent.clone();
         pods.on_event(move |event| {
             let gone = matches!(event, Event::Deleted(_));
@@ -149,7 +150,12 @@ impl Kubelet {
             machine: Machine::read(&self.config, &runtime_version),
             recorder: sink.recorder(self.client.clone(), "kubelet", name),
             volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone()),
-            images: Images::new(self.images.clone(), self.clock.clone()),
+            images: Images::new(
+                self.images.clone(),
+                self.clock.clone(),
+                self.config.parallel_pulls,
+                self.config.credential_providers.clone(),
+            ),
             services: informers.get::<Service>(),
             config: self.config.clone(),
             client: self.client.clone(),

@@ -65,6 +65,14 @@ pub fn path_segment_problem(name: &str) -> Option<String> {
     }
 }
 
+/// What keeps `path` from being a path with a domain before it, such as `example.com/name`.
+pub fn domain_prefixed_path_problem(path: &str) -> Option<String> {
+    match path.split_once('/') {
+        Some((domain, rest)) if !domain.is_empty() && !rest.is_empty() => subdomain_problem(domain),
+        _ => Some("must be a domain-prefixed path (such as \"acme.io/foo\")".into()),
+    }
+}
+
 /// What keeps `key` from being a qualified name such as `example.com/name` (keys of labels and annotations).
 pub fn qualified_name_problem(key: &str) -> Option<String> {
     let name = match key.split_once('/') {

@@ -4,7 +4,9 @@
 //! without a resource version (it is only known at commit), so [`encode`] leaves a place right behind
 //! `"metadata":{` where [`Object::at_revision`] writes it.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value};
@@ -20,12 +22,73 @@ pub struct Object {
     pub namespace: Box<str>,
     /// Name.
     pub name: Box<str>,
+    /// Length of its protobuf message, once somebody has measured it.
+    pub message_bytes: OnceLock<u32>,
     /// Labels, sorted by key.
-    pub labels: Box<[(Box<str>, Box<str>)]>,
-    /// Values of the kind's selectable fields other than name and namespace.
-    pub fields: Box<[(Arc<str>, Box<str>)]>,
+    labels: Labels,
+    /// The kind's selectable fields other than name and namespace, and their values, which [`SEPARATOR`] divides.
+    selectable: Arc<[Arc<str>]>,
+    values: Box<str>,
     /// Whether the store holds it in another form than it is shown in (an older version, absent defaults).
     pub reshaped: bool,
+}
+
+/// Divides values of selectable fields. In a value it is replaced: no selector asks for control characters.
+const SEPARATOR: char = '\0';
+
+/// Where a text lies in an object's bytes.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    at: u32,
+    len: u32,
+}
+
+impl Span {
+    fn of(text: &str, stored: &[u8], shift: usize) -> Option<Span> {
+        let at = (text.as_ptr() as usize).checked_sub(stored.as_ptr() as usize)?;
+        Some(Span { at: u32::try_from(at + shift).ok()?, len: u32::try_from(text.len()).ok()? })
+    }
+
+    fn text(self, bytes: &[u8]) -> &str {
+        let text = bytes.get(self.at as usize..self.at as usize + self.len as usize).unwrap_or_default();
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+}
+
+/// Labels of an object: hundreds of thousands of them are in memory, so they are looked up where they lie.
+#[derive(Debug, Clone)]
+enum Labels {
+    Spans(Box<[(Span, Span)]>),
+    /// Texts that JSON has to escape. No valid label is one.
+    Texts(Box<[(Box<str>, Box<str>)]>),
+}
+
+impl Labels {
+    fn new(labels: &BTreeMap<Text<'_>, Text<'_>>, stored: &[u8], shift: usize) -> Labels {
+        let span = |text: &Text<'_>| match &text.0 {
+            Cow::Borrowed(text) => Span::of(text, stored, shift),
+            Cow::Owned(_) => None,
+        };
+        let spans: Option<Box<[_]>> = labels.iter().map(|(k, v)| Some((span(k)?, span(v)?))).collect();
+        let text = |text: &Text<'_>| text.0.clone().into_owned().into_boxed_str();
+        match spans {
+            Some(spans) => Labels::Spans(spans),
+            None => Labels::Texts(labels.iter().map(|(k, v)| (text(k), text(v))).collect()),
+        }
+    }
+
+    fn get<'a>(&'a self, key: &str, bytes: &'a [u8]) -> Option<&'a str> {
+        match self {
+            Labels::Spans(spans) => {
+                let at = spans.binary_search_by(|(k, _)| k.text(bytes).cmp(key)).ok()?;
+                Some(spans.get(at)?.1.text(bytes))
+            }
+            Labels::Texts(texts) => {
+                let at = texts.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
+                Some(&texts.get(at)?.1)
+            }
+        }
+    }
 }
 
 /// What stands before the place of the resource version.
@@ -113,39 +176,48 @@ struct Head<'a> {
 #[derive(serde::Deserialize, Default)]
 struct HeadMeta<'a> {
     #[serde(default, borrow)]
-    name: std::borrow::Cow<'a, str>,
+    name: Cow<'a, str>,
     #[serde(default, borrow)]
-    namespace: std::borrow::Cow<'a, str>,
-    #[serde(default)]
-    labels: std::collections::BTreeMap<Box<str>, Box<str>>,
+    namespace: Cow<'a, str>,
+    #[serde(default, borrow)]
+    labels: BTreeMap<Text<'a>, Text<'a>>,
 }
+
+/// A text that is borrowed where it can be: maps do not borrow a bare `Cow`.
+#[derive(serde::Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl Object {
     /// The version of a stored object that was committed at `revision`. `selectable` are the paths whose
     /// values field selectors may ask for. `None` if the bytes are not an object of ours.
-    pub fn at_revision(stored: &[u8], revision: u64, selectable: &[Arc<str>]) -> Option<Object> {
+    pub fn at_revision(stored: &[u8], revision: u64, selectable: &Arc<[Arc<str>]>) -> Option<Object> {
         let head: Head<'_> = serde_json::from_slice(stored).ok()?;
-        let fields = if selectable.is_empty() {
-            Box::default()
-        } else {
+        let mut values = String::new();
+        if !selectable.is_empty() {
             let tree: Value = serde_json::from_slice(stored).ok()?;
-            selectable.iter().map(|path| (path.clone(), field_text(&tree, path).into_boxed_str())).collect()
-        };
+            for path in selectable.iter() {
+                values.push_str(&field_text(&tree, path).replace(SEPARATOR, "\u{fffd}"));
+                values.push(SEPARATOR);
+            }
+        }
+        let bytes = with_revision(stored, revision)?;
+        let shift = bytes.len() - stored.len();
         Some(Object {
-            bytes: with_revision(stored, revision)?,
+            labels: Labels::new(&head.metadata.labels, stored, shift),
+            bytes,
             revision,
             namespace: head.metadata.namespace.into_owned().into_boxed_str(),
             name: head.metadata.name.into_owned().into_boxed_str(),
-            labels: head.metadata.labels.into_iter().collect(),
-            fields,
+            selectable: selectable.clone(),
+            values: values.into_boxed_str(),
             reshaped: false,
+            message_bytes: OnceLock::new(),
         })
     }
 
     /// Value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        let at = self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
-        Some(&self.labels[at].1)
+        self.labels.get(key, &self.bytes)
     }
 
     /// Value of a selectable field.
@@ -153,7 +225,10 @@ impl Object {
         match path {
             "metadata.name" => Some(&self.name),
             "metadata.namespace" => Some(&self.namespace),
-            _ => self.fields.iter().find(|(p, _)| **p == *path).map(|(_, v)| &**v),
+            _ => {
+                let at = self.selectable.iter().position(|p| **p == *path)?;
+                self.values.split(SEPARATOR).nth(at)
+            }
         }
     }
 
@@ -189,13 +264,22 @@ mod tests {
         let value = json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"a": "\"metadata\":{"},
             "metadata": {"name": "n", "namespace": "s", "labels": {"b": "2", "a": "1"}, "resourceVersion": "7"}});
         let stored = encode(value.as_object().unwrap());
-        let object = Object::at_revision(&stored, 42, &["data.a".into()]).unwrap();
+        let object =
+            Object::at_revision(&stored, 42, &[Arc::from("data.a"), Arc::from("kind")].into()).unwrap();
         let tree = object.to_value();
         assert_eq!(tree["metadata"]["resourceVersion"], "42");
         assert_eq!(tree["data"], value["data"]);
         assert_eq!((object.label("a"), object.label("c")), (Some("1"), None));
         assert_eq!(object.field("data.a"), Some("\"metadata\":{"));
+        assert_eq!(object.field("kind"), Some("ConfigMap"));
+        assert_eq!(object.field("data.b"), None);
         assert_eq!(object.field("metadata.name"), Some("n"));
+        let odd =
+            json!({"metadata": {"name": "n", "labels": {"a": "x\ny", "b": "z"}}, "data": {"a": "p\0q"}});
+        let object =
+            Object::at_revision(&encode(odd.as_object().unwrap()), 7, &[Arc::from("data.a")].into()).unwrap();
+        assert_eq!((object.label("a"), object.label("b")), (Some("x\ny"), Some("z")));
+        assert_eq!(object.field("data.a"), Some("p\u{fffd}q"));
     }
 
     #[test]

@@ -139,7 +139,8 @@ fn scale_by_ten(n: i128, by: i32) -> i128 {
     }
     let Some(factor) = 10i128.checked_pow(by.unsigned_abs()) else { return n.signum() };
     let (q, r) = (n / factor, n % factor);
-    if r == 0 { q } else { q + n.signum() }
+    let scaled = if r == 0 { q } else { q + n.signum() };
+    scaled.clamp(-limit, limit)
 }
 
 impl PartialEq for Quantity {
@@ -190,6 +191,7 @@ mod tests {
     fn canonical_text() {
         for (text, canonical) in [
             ("1000m", "1"),
+            ("99999999999999919999.000000000000000", "9223372036854775807"),
             ("0.5", "500m"),
             ("1024Mi", "1Gi"),
             ("1.5Gi", "1536Mi"),

@@ -125,6 +125,16 @@ impl FieldError {
     pub fn invalid(field: impl Into<String>, value: &serde_json::Value, detail: &str) -> Self {
         Self::make("FieldValueInvalid", field, "Invalid value", Some(show(value)), detail)
     }
+    /// Something breaks a rule and is too large to show.
+    pub fn invalid_at(field: impl Into<String>, detail: &str) -> Self {
+        Self::make("FieldValueInvalid", field, "Invalid value", None, detail)
+    }
+    /// A list with more than `max` items.
+    pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Option<Self> {
+        let detail = format!("must have at most {max} item{}", if max == 1 { "" } else { "s" });
+        (count > max)
+            .then(|| Self::make("FieldValueTooMany", field, "Too many", Some(count.to_string()), &detail))
+    }
     /// A value may not be set here.
     pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
         Self::make("FieldValueForbidden", field, "Forbidden", None, detail)

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cached::Cached;
 use crate::informer::Informer;
 use crate::informers::Informers;
+use crate::metrics::Queues;
 use crate::queue::{Key, WorkQueue};
 use crate::recorder::{EventSink, Recorder};
 
@@ -88,6 +89,8 @@ pub struct Context {
     pub random: Arc<dyn Random>,
     /// Where events go.
     pub events: EventSink,
+    /// The queues of all loops, for metrics.
+    pub queues: Arc<Queues>,
     /// Ends everything.
     pub cancel: CancellationToken,
 }
@@ -107,7 +110,7 @@ impl Context {
     ) -> Context {
         let informers = Informers::new(client.clone(), random.clone(), cancel.clone());
         let events = EventSink::start(clock.clone(), cancel.clone());
-        Context { client, informers, clock, random, events, cancel }
+        Context { client, informers, clock, random, events, queues: Arc::default(), cancel }
     }
 
     /// The client of the loop `name`, e.g. `deployment-controller`.
@@ -187,6 +190,7 @@ pub async fn run_all(descriptors: Vec<Descriptor>, context: Context) -> Result<(
     let mut queues = Vec::new();
     for descriptor in &descriptors {
         let controller = (descriptor.build)(&context);
+        context.queues.add(descriptor.name, &controller.queue);
         queues.push(controller.queue.clone());
         start(descriptor.name, controller, &context.cancel, &mut tasks);
     }

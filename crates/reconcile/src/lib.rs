@@ -14,6 +14,7 @@ pub mod expectations;
 pub mod informer;
 pub mod informers;
 pub mod leader;
+pub mod metrics;
 pub mod queue;
 pub mod recorder;
 pub mod reflector;

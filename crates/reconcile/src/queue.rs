@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use stdx::Backoff;
+use stdx::{Backoff, Histogram};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -17,8 +17,11 @@ pub type Key = Arc<str>;
 /// Back-off of a key that keeps failing (client-go's default item limiter).
 const RETRY: Backoff = Backoff { initial: Duration::from_millis(5), max: Duration::from_secs(1000) };
 
+/// Upper bounds of durations (client-go's: powers of ten from ten nanoseconds on).
+const DURATIONS: &[f64] = &[1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0];
+
 /// Counters of a queue, for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct QueueStats {
     /// Keys waiting now.
     pub depth: usize,
@@ -30,14 +33,20 @@ pub struct QueueStats {
     pub adds: u64,
     /// Keys ever added again after a failure.
     pub retries: u64,
+    /// How long the keys in work have been so, together, in seconds.
+    pub unfinished_seconds: f64,
+    /// How long the oldest of them has been.
+    pub longest_seconds: f64,
 }
 
 #[derive(Default)]
 struct State {
-    line: VecDeque<Key>,
+    /// Keys in line, and since when.
+    line: VecDeque<(Key, Instant)>,
     /// Keys that want work: those in line, and those that changed while in work.
     dirty: HashSet<Key>,
-    processing: HashSet<Key>,
+    /// Keys in work, and since when.
+    processing: HashMap<Key, Instant>,
     /// Earliest time of each delayed key; the heap may hold outdated entries beside.
     delayed: HashMap<Key, Instant>,
     heap: BinaryHeap<Reverse<(Instant, Key)>>,
@@ -54,10 +63,10 @@ impl State {
             return false;
         }
         self.adds += 1;
-        if self.processing.contains(&key) {
+        if self.processing.contains_key(&key) {
             return false;
         }
-        self.line.push_back(key);
+        self.line.push_back((key, Instant::now()));
         true
     }
 
@@ -80,10 +89,19 @@ impl State {
 }
 
 /// A queue of keys. All methods can be called from any thread; only [`WorkQueue::get`] waits.
-#[derive(Default)]
 pub struct WorkQueue {
     state: Mutex<State>,
     wake: Notify,
+    /// How long keys have been in line, and in work.
+    pub(crate) waited: Histogram,
+    pub(crate) worked: Histogram,
+}
+
+impl Default for WorkQueue {
+    fn default() -> Self {
+        let (waited, worked) = (Histogram::new(DURATIONS), Histogram::new(DURATIONS));
+        WorkQueue { state: Mutex::default(), wake: Notify::default(), waited, worked }
+    }
 }
 
 impl WorkQueue {
@@ -150,9 +168,10 @@ impl WorkQueue {
                     return None;
                 }
                 let next = state.release(Instant::now());
-                if let Some(key) = state.line.pop_front() {
+                if let Some((key, since)) = state.line.pop_front() {
                     state.dirty.remove(&key);
-                    state.processing.insert(key.clone());
+                    state.processing.insert(key.clone(), Instant::now());
+                    self.waited.observe(since.elapsed().as_secs_f64());
                     // One wake-up may stand for several keys: pass it on.
                     if !state.line.is_empty() || next.is_some() {
                         self.wake.notify_one();
@@ -174,9 +193,11 @@ impl WorkQueue {
     /// Says that the work on a key is over; it gets in line again if it was added meanwhile.
     pub fn done(&self, key: &Key) {
         let mut state = self.state.lock();
-        state.processing.remove(key);
+        if let Some(began) = state.processing.remove(key) {
+            self.worked.observe(began.elapsed().as_secs_f64());
+        }
         if state.dirty.contains(key) {
-            state.line.push_back(key.clone());
+            state.line.push_back((key.clone(), Instant::now()));
             self.wake.notify_one();
         }
     }
@@ -191,7 +212,10 @@ impl WorkQueue {
     /// Present counters.
     pub fn stats(&self) -> QueueStats {
         let state = self.state.lock();
+        let ages = || state.processing.values().map(|since| since.elapsed().as_secs_f64());
         QueueStats {
+            unfinished_seconds: ages().sum(),
+            longest_seconds: ages().fold(0.0, f64::max),
             depth: state.line.len(),
             delayed: state.delayed.len(),
             processing: state.processing.len(),

@@ -60,7 +60,7 @@ impl<T> Index<T> {
 }
 
 /// Objects of a kind that stay whole. More than a small cluster has of any kind.
-const WHOLE_MAX: usize = 2048;
+const WHOLE_MAX: usize = 1024;
 
 enum Kept<T> {
     Whole {

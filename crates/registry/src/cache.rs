@@ -144,7 +144,7 @@ pub type Shape = Arc<dyn Fn(&Bytes) -> Bytes + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Reader {
     /// Paths that field selectors may ask for.
-    pub selectable: Vec<Arc<str>>,
+    pub selectable: Arc<[Arc<str>]>,
     /// How custom resources get the defaults of today's schema, once per version of an object.
     pub shape: Option<Shape>,
 }
@@ -154,8 +154,9 @@ impl Reader {
     pub fn read(&self, stored: &Bytes, revision: Revision) -> Option<Object> {
         let Some(shape) = &self.shape else { return Object::at_revision(stored, revision, &self.selectable) };
         let shown = shape(stored);
-        let object = Object::at_revision(&shown, revision, &self.selectable)?;
-        Some(Object { reshaped: shown != *stored, ..object })
+        let mut object = Object::at_revision(&shown, revision, &self.selectable)?;
+        object.reshaped = shown != *stored;
+        Some(object)
     }
 }
 
@@ -344,7 +345,7 @@ impl Cacher {
         let kinds = selectable
             .into_iter()
             .map(|(prefix, fields)| {
-                let reader = Reader { selectable: fields, shape: None };
+                let reader = Reader { selectable: fields.into(), shape: None };
                 (prefix.as_str().into(), KindCache::new(&prefix, reader, loaded.revision))
             })
             .collect();

@@ -66,6 +66,8 @@ cells!(
     pod_status,
     pod_restarts,
     pod_readiness_gates,
+    pod_cpu,
+    pod_memory,
     template_containers,
     template_images,
     spec_template_containers,
@@ -216,6 +218,21 @@ fn pod_restarts(pod: &Value, now: Timestamp) -> Value {
         (0, _) | (_, "") => json!(count.to_string()),
         _ => json!(format!("{count} ({} ago)", age(last, now))),
     }
+}
+
+/// The sum of what the containers of a PodMetrics use.
+fn used(metrics: &Value, what: &str) -> Value {
+    let uses = items(metrics, "containers").iter().filter_map(|c| c["usage"][what].as_str());
+    let sum = uses.filter_map(|text| meta::Quantity::parse(text).ok()).reduce(|a, b| a.plus(b));
+    sum.map_or_else(|| json!("0"), |sum| json!(sum.to_string()))
+}
+
+fn pod_cpu(metrics: &Value, _: Timestamp) -> Value {
+    used(metrics, "cpu")
+}
+
+fn pod_memory(metrics: &Value, _: Timestamp) -> Value {
+    used(metrics, "memory")
 }
 
 fn pod_readiness_gates(pod: &Value, _: Timestamp) -> Value {

@@ -132,7 +132,7 @@ pub fn reader(rows: &[Arc<ResourceDef>]) -> Reader {
     selectable.sort();
     selectable.dedup();
     let Some(custom) = rows.first().and_then(|r| r.custom.clone()) else {
-        return Reader { selectable, shape: None };
+        return Reader { selectable: selectable.into(), shape: None };
     };
     let shape = move |stored: &Bytes| -> Bytes {
         let mut object = into_map(serde_json::from_slice(stored).unwrap_or_default());
@@ -146,7 +146,7 @@ pub fn reader(rows: &[Arc<ResourceDef>]) -> Reader {
         settle(&custom.storage_props, &mut object);
         meta::object::encode(&object)
     };
-    Reader { selectable, shape: Some(Arc::new(shape)) }
+    Reader { selectable: selectable.into(), shape: Some(Arc::new(shape)) }
 }
 
 #[cfg(test)]

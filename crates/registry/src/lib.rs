@@ -13,6 +13,7 @@ pub mod cells;
 pub mod columns;
 pub mod convert;
 pub mod custom;
+pub mod decode;
 pub mod delete;
 pub mod error;
 pub mod jsonpath;

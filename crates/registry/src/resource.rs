@@ -47,6 +47,8 @@ pub struct ResourceDef {
     pub subresources: Vec<Subresource>,
     /// Whether `metadata.generation` counts changes of the spec.
     pub counts_generation: bool,
+    /// Whether a PUT has to say which version it replaces.
+    pub guards_updates: bool,
     /// Kind of its lists.
     pub list_kind: Box<str>,
     /// Fields that field selectors may use besides name and namespace.
@@ -295,6 +297,7 @@ fn parse_row(group: &str, version: &str, line: &'static str) -> Result<ResourceD
         methods: ALL_METHODS.map(Box::from).to_vec(),
         subresources: Vec::new(),
         counts_generation: false,
+        guards_updates: false,
         selectable: Vec::new(),
         list_kind: format!("{kind}List").into(),
         stored_as: None,
@@ -308,6 +311,7 @@ fn parse_row(group: &str, version: &str, line: &'static str) -> Result<ResourceD
         match word.split_once('=') {
             None if word == "namespaced" => row.namespaced = true,
             None if word == "generation" => row.counts_generation = true,
+            None if word == "guarded" => row.guards_updates = true,
             Some(("short", names)) => row.short_names = names.split(',').map(Box::from).collect(),
             Some(("in", name)) => row.categories.push(name.into()),
             Some(("verbs", methods)) => row.methods = methods.split(',').map(Box::from).collect(),

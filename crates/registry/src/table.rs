@@ -1,6 +1,8 @@
 //! Other shapes of an answer: `Table` for people, `PartialObjectMetadata` for those who need no more.
 
 use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::resource::ResourceDef;
@@ -33,6 +35,48 @@ pub fn row(def: &ResourceDef, value: Value, include: IncludeObject, now: Timesta
         IncludeObject::Object => row["object"] = value,
     }
     row
+}
+
+/// The part of an object that everybody may see, without a look at the rest.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
+}
+
+/// The bytes of an object reduced to its metadata.
+pub fn partial_bytes(object: &[u8]) -> Vec<u8> {
+    let head = serde_json::from_slice::<Head<'_>>(object).ok().and_then(|head| head.metadata);
+    let metadata = head.map_or("{}", RawValue::get);
+    let start = r#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":"#;
+    [start, metadata, "}"].concat().into_bytes()
+}
+
+/// Writes one row, of the bytes of an object in the version of `def`.
+pub fn write_row(
+    out: &mut Vec<u8>,
+    def: &ResourceDef,
+    object: &[u8],
+    include: IncludeObject,
+    now: Timestamp,
+) {
+    let value: Value = serde_json::from_slice(object).unwrap_or_default();
+    let cells: Vec<Value> = def.columns.iter().map(|c| c.cell(&value, now)).collect();
+    out.extend_from_slice(b"{\"cells\":");
+    // Writing JSON into memory cannot fail.
+    let _ = serde_json::to_writer(&mut *out, &cells);
+    match include {
+        IncludeObject::None => {}
+        IncludeObject::Metadata => {
+            out.extend_from_slice(b",\"object\":");
+            out.extend_from_slice(&partial_bytes(object));
+        }
+        IncludeObject::Object => {
+            out.extend_from_slice(b",\"object\":");
+            out.extend_from_slice(object);
+        }
+    }
+    out.push(b'}');
 }
 
 /// An object reduced to its metadata.

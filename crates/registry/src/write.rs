@@ -8,11 +8,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use meta::{FieldError, Object, Status, UserInfo};
 use schema::apply::{self, Writer};
-use schema::decode::{Decoded, decode, decode_value};
+use schema::decode::decode_value;
 use serde_json::{Map, Value, json};
 use store::{Change, Expect, Write, WriteOutcome};
 
 use crate::admit::{Admit, Attributes};
+use crate::decode::{accept, cannot_handle, check_type, decode_body, refuse_untyped};
 use crate::resource::ResourceDef;
 use crate::strategy::Context;
 use crate::version::{
@@ -100,127 +101,6 @@ pub enum Patch<'a> {
     Apply(&'a [u8]),
 }
 
-/// Decodes a body as the resource's kind, checks its type and applies the rule for unknown fields.
-pub fn decode_body(
-    def: &ResourceDef,
-    body: &[u8],
-    validation: FieldValidation,
-    warnings: &mut Vec<String>,
-) -> Result<Map<String, Value>, Status> {
-    let decoded = decode(&def.schema, def.ty, body).map_err(|e| match syntax_error(body) {
-        Some(why) => unrecognized(def, &why, body),
-        None => cannot_handle(def, &e.0),
-    })?;
-    let mut object = accept(def, decoded, validation, warnings)?;
-    check_type(def, &mut object)?;
-    Ok(object)
-}
-
-/// What is wrong with text that is no JSON, in the words of Go's decoder.
-fn syntax_error(body: &[u8]) -> Option<String> {
-    let error = serde_json::from_slice::<serde::de::IgnoredAny>(body).err()?;
-    let why = match error.classify() {
-        serde_json::error::Category::Eof => "unexpected end of JSON input".to_owned(),
-        _ => {
-            let line = body.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
-            let at = line.get(error.column().saturating_sub(1)).copied().unwrap_or_default();
-            format!("invalid character {:?} looking for beginning of value", char::from(at))
-        }
-    };
-    Some(format!("couldn't get version/kind; json parse error: {why}"))
-}
-
-/// Longest beginning of a body that an error shows.
-const SHOWN_BYTES_MAX: usize = 30;
-
-/// 400 for a body that does not say what it is.
-fn unrecognized(def: &ResourceDef, why: &str, body: &[u8]) -> Status {
-    let (head, more) = match body.get(..SHOWN_BYTES_MAX) {
-        Some(head) if body.len() > SHOWN_BYTES_MAX => (head, " ..."),
-        _ => (body, ""),
-    };
-    let shown = match head.first() {
-        None => "<empty>".to_owned(),
-        Some(b'{') => String::from_utf8_lossy(head).into_owned(),
-        Some(_) => head.iter().map(|b| format!("{b:02x}")).collect(),
-    };
-    Status::bad_request(format!(
-        "the object provided is unrecognized (must be of type {}): {why} ({shown}{more})",
-        def.kind
-    ))
-}
-
-/// 400 for a body that is something else: a kind we know, or one we don't.
-fn wrong_kind(def: &ResourceDef, api_version: &str, kind: &str) -> Status {
-    let (group, version) = meta::gvk::split_api_version(api_version);
-    let why = if def.schema.kind(group, version, kind).is_some() {
-        let package = |group: &str| match group.split('.').next() {
-            None | Some("") => "core".to_owned(),
-            Some(first) => first.to_owned(),
-        };
-        format!("converting ({version}.{kind}) to ({}.{}): unknown conversion", package(&def.group), def.kind)
-    } else {
-        format!(
-            "no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
-        )
-    };
-    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {}: {why}", def.kind))
-}
-
-fn cannot_handle(def: &ResourceDef, why: &str) -> Status {
-    Status::bad_request(format!(
-        "{} in version \"{}\" cannot be handled as a {}: {why}",
-        def.kind, def.version, def.kind
-    ))
-}
-
-fn accept(
-    def: &ResourceDef,
-    decoded: Decoded,
-    validation: FieldValidation,
-    warnings: &mut Vec<String>,
-) -> Result<Map<String, Value>, Status> {
-    match validation {
-        FieldValidation::Strict if !decoded.problems.is_empty() => {
-            let why = format!("strict decoding error: {}", decoded.problems.join(", "));
-            return Err(cannot_handle(def, &why));
-        }
-        FieldValidation::Warn => warnings.extend(decoded.problems),
-        _ => {}
-    }
-    Ok(decoded.value)
-}
-
-fn check_type(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), Status> {
-    let api_version = def.api_version();
-    let found = |o: &Map<String, Value>, key: &str| o.get(key).and_then(Value::as_str).map(String::from);
-    let (version, kind) = (found(object, "apiVersion"), found(object, "kind"));
-    if version.as_ref().is_some_and(|v| *v != api_version) {
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({}) does not match the expected API version ({api_version})",
-            version.unwrap_or_default()
-        )));
-    }
-    if kind.as_ref().is_some_and(|k| **k != *def.kind) {
-        return Err(wrong_kind(def, &api_version, &kind.unwrap_or_default()));
-    }
-    object.insert("apiVersion".into(), api_version.into());
-    object.insert("kind".into(), (*def.kind).into());
-    object.entry("metadata").or_insert_with(|| json!({}));
-    Ok(())
-}
-
-/// Takes an object that admission changed through decoding and defaults again.
-pub fn renew(def: &ResourceDef, object: &mut Map<String, Value>) -> Result<(), Status> {
-    let value = Value::Object(std::mem::take(object));
-    let decoded = decode_value(&def.schema, def.ty, value).map_err(|e| cannot_handle(def, &e.0))?;
-    *object = decoded.value;
-    check_type(def, object)?;
-    schema::default::apply(&def.schema, def.ty, object);
-    def.strategy.default(object);
-    Ok(())
-}
-
 /// The metadata of an object; `decode_body` and `encode` see to it that there is one.
 pub fn metadata(object: &mut Map<String, Value>) -> &mut Map<String, Value> {
     let entry = object.entry("metadata").or_insert_with(|| json!({}));
@@ -276,6 +156,7 @@ impl Registry {
         if !meta_text(&object, "resourceVersion").is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
+        schema::omit::zeroes(&def.schema, def.ty, &mut object);
         schema::default::apply(&def.schema, def.ty, &mut object);
         def.strategy.default(&mut object);
         if def.subresource("status").is_some() && !def.strategy.keeps_status_at_creation() {
@@ -349,6 +230,7 @@ impl Registry {
             let shown = if name.is_empty() { meta_text(&object, "generateName") } else { &name };
             return Err(Status::invalid(&def.group, &def.kind, shown, &errors));
         }
+        warnings.extend(validate::warnings::of(def, &object));
         warnings.extend(def.strategy.warnings(&object));
         admit.validate(attributes, Some(&object), None).await?;
         let stored = crate::convert::to_storage(def, object).await?;
@@ -384,15 +266,13 @@ impl Registry {
     ) -> Result<Written, Status> {
         let mut object = object;
         place(&target, &mut object)?;
-        if self.fresh_current(target.def, target.namespace, target.name).await?.is_none()
-            && target.subresource.is_empty()
-            && target.def.strategy.allows_create_on_update()
-        {
+        let exists = self.fresh_current(target.def, target.namespace, target.name).await?.is_some();
+        if !exists && target.subresource.is_empty() && target.def.strategy.allows_create_on_update() {
             metadata(&mut object).remove("resourceVersion");
             return self.create(target, object, options, admit, warnings).await;
         }
         let expected = meta_text(&object, "resourceVersion").to_owned();
-        if expected.is_empty() && target.def.strategy.needs_version_on_update() {
+        if exists && expected.is_empty() && target.def.guards_updates {
             // Go prints an unsigned zero so.
             let error = FieldError {
                 reason: "FieldValueInvalid",
@@ -447,6 +327,7 @@ impl Registry {
     ) -> Result<Written, Status> {
         let def = target.def;
         let mut warnings = Vec::new();
+        refuse_untyped(def, body)?;
         let mut config = decode_body(def, body, options.field_validation, &mut warnings)?;
         place(&target, &mut config)?;
         if config["metadata"].get("managedFields").is_some() {
@@ -581,6 +462,9 @@ impl Registry {
             }
             let reservation = self.next_version(target, &old, &mut new, options, admit, kind).await?;
             let before = warnings.len();
+            if target.subresource != "status" {
+                warnings.extend(validate::warnings::of(def, &new));
+            }
             warnings.extend(def.strategy.warnings(&new));
             if new == old && !is_stale(def, &current) {
                 warnings.truncate(before);
@@ -622,6 +506,7 @@ impl Registry {
         let context = self.context(options);
         keep_system_metadata(old, new);
         restrict_to_subresource(def, target.subresource, old, new);
+        schema::omit::zeroes(&def.schema, def.ty, new);
         schema::default::apply(&def.schema, def.ty, new);
         def.strategy.default(new);
         def.strategy.default_update(new, old);

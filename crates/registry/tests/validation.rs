@@ -51,7 +51,7 @@ impl Fixture {
         let mut warnings = Vec::new();
         let text = object.to_string();
         let decoded =
-            registry::write::decode_body(row, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
+            registry::decode::decode_body(row, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
         let namespace = if row.namespaced { "default" } else { "" };
         let target = Target { def: row, namespace, name: "", subresource: "" };
         let written = self.registry.create(target, decoded, &self.options(), &AdmitAll, warnings).await?;
@@ -159,7 +159,7 @@ async fn quotas_classes_and_the_rest() {
         ("scheduling.k8s.io/priorityclasses", json!({"metadata": {"name": "system-x"}, "value": 1}), &["metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: system-x is not a known system priority class"]),
         ("node.k8s.io/runtimeclasses", json!({"handler": "A_B"}), &["handler: Invalid value: \"A_B\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]),
         ("apiregistration.k8s.io/apiservices", json!({"spec": {"group": "g.example", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1}}), &["metadata.name: Invalid value: \"x\": must be `spec.version+\".\"+spec.group`: \"v1.g.example\""]),
-        ("flowcontrol.apiserver.k8s.io/flowschemas", json!({"spec": {"priorityLevelConfiguration": {"name": "p"}, "matchingPrecedence": 0}}), &["spec.matchingPrecedence: Invalid value: 0: must be between 1 and 10000, inclusive"]),
+        ("flowcontrol.apiserver.k8s.io/flowschemas", json!({"spec": {"priorityLevelConfiguration": {"name": "p"}, "matchingPrecedence": 10_001}}), &["spec.matchingPrecedence: Invalid value: 10001: must be between 1 and 10000, inclusive"]),
         ("resource.k8s.io/resourceclaims", json!({"spec": {"devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "d"}}, {"name": "a", "exactly": {"deviceClassName": "d"}}]}}}), &["spec.devices.requests[1].name: Duplicate value: \"a\""]),
     ])
     .await;
@@ -255,4 +255,31 @@ async fn what_the_server_fills_in() {
         (&after["status"]["certificate"], &after["status"]["conditions"][0]["type"]),
         (&json!(chain), &json!("Approved"))
     );
+}
+
+#[tokio::test]
+async fn defaults_that_depend_on_neighbours() {
+    let f = Fixture::new().await;
+    let template = json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}});
+    let rule = json!({"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]});
+    let spec = json!({"completions": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 1,
+        "podFailurePolicy": {"rules": [rule]}, "template": template});
+    let job = f.create("batch/jobs", json!({"spec": spec})).await.unwrap();
+    assert_eq!(job["spec"]["backoffLimit"], i32::MAX);
+    assert_eq!(job["spec"]["podReplacementPolicy"], "Failed");
+    assert_eq!(job["spec"]["podFailurePolicy"]["rules"][0]["onPodConditions"][0]["status"], "True");
+}
+
+#[tokio::test]
+async fn what_says_nothing_is_not_stored() {
+    let f = Fixture::new().await;
+    let metadata = json!({"name": "x", "finalizers": [], "ownerReferences": [], "annotations": {}});
+    let object = json!({"metadata": metadata, "data": {}, "binaryData": {}, "immutable": false});
+    let made = f.create("/configmaps", object).await.unwrap();
+    for gone in ["finalizers", "ownerReferences", "annotations"] {
+        assert!(made["metadata"].get(gone).is_none(), "{made}");
+    }
+    assert!(made.get("data").is_none() && made["immutable"] == false, "{made}");
+    let emptied = f.patch("/configmaps", "", json!({"metadata": {"labels": {}}})).await.unwrap();
+    assert!(emptied["metadata"].get("labels").is_none(), "{emptied}");
 }

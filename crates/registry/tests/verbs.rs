@@ -50,7 +50,7 @@ impl Fixture {
         let mut warnings = Vec::new();
         let text = object.to_string();
         let decoded =
-            registry::write::decode_body(def, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
+            registry::decode::decode_body(def, text.as_bytes(), FieldValidation::Strict, &mut warnings)?;
         let namespace = if def.namespaced { "default" } else { "" };
         let target = Target { def, namespace, name: "", subresource: "" };
         let written =
@@ -294,4 +294,43 @@ async fn what_admission_adds_belongs_to_nobody() {
     let apply = Patch::Apply(config.as_bytes());
     let applied = f.registry.patch(target, apply, &f.options("applier"), &AdmitAll).await.unwrap();
     assert_eq!(value(&applied)["metadata"]["labels"]["added"], "by-admission");
+}
+
+#[tokio::test]
+async fn some_kinds_are_only_replaced_by_who_has_seen_them() {
+    let f = Fixture::new().await;
+    let accounts = f.def("", "serviceaccounts");
+    let made = f.create(&accounts, json!({"metadata": {"name": "a"}})).await.unwrap();
+    let put = async |name: &str, mut object: Value| {
+        object["metadata"]["name"] = name.into();
+        let object = object.as_object().unwrap().clone();
+        let target = f.target(&accounts, name);
+        f.registry.update(target, object, &f.options("tester"), &AdmitAll, Vec::new()).await
+    };
+    let mut blind = made.clone();
+    blind["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+    let refused = put("a", blind.clone()).await.unwrap_err();
+    assert_eq!(
+        refused.message,
+        "ServiceAccount \"a\" is invalid: metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
+    );
+    assert!(put("b", blind).await.unwrap_err().is_not_found());
+    put("a", made).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_configuration_of_another_type_is_not_applied() {
+    let f = Fixture::new().await;
+    let maps = f.def("", "configmaps");
+    let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "default"},
+        "data": {"k": 1}, "more": {}});
+    let text = body.to_string();
+    let patch = Patch::Apply(text.as_bytes());
+    let refused =
+        f.registry.patch(f.target(&maps, "a"), patch, &f.options("m"), &AdmitAll).await.unwrap_err();
+    assert_eq!(refused.code, 500);
+    assert_eq!(
+        refused.message,
+        "failed to create typed patch object (default/a; /v1, Kind=ConfigMap): errors:\n  .data.k: expected string, got &value.valueUnstructured{Value:1}\n  .more: field not declared in schema"
+    );
 }

@@ -39,6 +39,48 @@ fn unknown(out: &mut Vec<u8>, api_version: &str, kind: &str, raw: &[u8]) {
     wire::bytes(out, 4, b"");
 }
 
+/// What stands around the items of a list in its envelope, whose length protobuf wants to know beforehand.
+#[derive(Debug)]
+pub struct ListEnvelope {
+    /// Everything before the first item.
+    pub head: Vec<u8>,
+    /// Everything behind the last.
+    pub tail: Vec<u8>,
+    /// Bytes of the whole, items included.
+    pub total_bytes: u64,
+}
+
+impl ListEnvelope {
+    /// The envelope of a list whose items have messages of these lengths; `metadata` is the list's message with
+    /// nothing but its metadata.
+    pub fn new(
+        api_version: &str,
+        kind: &str,
+        metadata: &[u8],
+        lengths: impl Iterator<Item = usize>,
+    ) -> ListEnvelope {
+        let items: usize = lengths.map(|n| 1 + wire::varint_bytes(n as u64) + n).sum();
+        let mut head = MAGIC.to_vec();
+        wire::message(&mut head, 1, |out| {
+            wire::bytes(out, 1, api_version.as_bytes());
+            wire::bytes(out, 2, kind.as_bytes());
+        });
+        wire::varint(&mut head, 2 << 3 | 2);
+        wire::varint(&mut head, (metadata.len() + items) as u64);
+        head.extend_from_slice(metadata);
+        let mut tail = Vec::new();
+        wire::bytes(&mut tail, 3, b"");
+        wire::bytes(&mut tail, 4, b"");
+        let total_bytes = (head.len() + items + tail.len()) as u64;
+        ListEnvelope { head, tail, total_bytes }
+    }
+}
+
+/// Writes an item of a list: every list has them in its second field.
+pub fn list_item(out: &mut Vec<u8>, message: &[u8]) {
+    wire::bytes(out, 2, message);
+}
+
 /// One event of a watch as a frame: four bytes of length, then a bare `WatchEvent` whose object is an envelope.
 pub fn watch_frame(event: &str, object: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(object.len() + 24);

@@ -9,11 +9,13 @@ pub mod decode;
 pub mod default;
 pub mod encode;
 pub mod fieldset;
+pub mod omit;
 pub mod protobuf;
 pub mod required;
 pub mod strategic;
 pub mod structural;
 pub mod time;
+pub mod typed;
 pub mod types;
 pub mod wire;
 

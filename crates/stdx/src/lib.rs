@@ -5,8 +5,10 @@
 
 mod backoff;
 mod clock;
+mod histogram;
 mod random;
 
 pub use backoff::{Backoff, KeyedBackoff};
 pub use clock::{Clock, FakeClock, SystemClock};
+pub use histogram::Histogram;
 pub use random::{Random, SeededRandom, ThreadRandom, random_suffix};

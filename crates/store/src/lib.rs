@@ -7,6 +7,7 @@
 //! **Invariant:** knows nothing of kinds, JSON or namespaces: keys are strings, values are bytes.
 
 pub mod disk;
+pub mod measured;
 mod types;
 mod watch;
 

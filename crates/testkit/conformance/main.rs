@@ -10,6 +10,7 @@ mod crd_fields;
 mod crd_openapi;
 mod crd_rules;
 mod disruption;
+mod jobs;
 mod machinery;
 mod network;
 mod node;
@@ -22,6 +23,7 @@ mod schedules;
 mod services;
 mod statefulset;
 mod storage;
+mod typed;
 mod volumes;
 mod workloads;
 
@@ -47,6 +49,8 @@ fn main() -> std::process::ExitCode {
         statefulset::cases(),
         schedules::cases(),
         disruption::cases(),
+        jobs::cases(),
+        typed::cases(),
         workloads::cases(),
         records::cases(),
         commands::cases(),

@@ -43,6 +43,15 @@ fn object(s: &Scope<'_>, api_version: &str, kind: &str, i: usize) -> anyhow::Res
     Ok(object)
 }
 
+/// Reads, annotates and puts an object. Controllers may be faster: what was read is then read anew.
+fn replace(s: &Scope<'_>, path: &str, annotation: &str) -> anyhow::Result<Value> {
+    crate::crd::eventually("an undisturbed update", || {
+        let mut next = call(s, Method::GET, path, &Value::Null, 200)?;
+        next["metadata"]["annotations"][annotation] = "true".into();
+        call(s, Method::PUT, path, &next, 200)
+    })
+}
+
 /// Runs through every verb of `resource`.
 fn operations(
     s: &Scope<'_>,
@@ -83,12 +92,8 @@ fn operations(
     let patch = json!({"metadata": {"annotations": {"patched": "true"}}});
     let patched = call(s, Method::PATCH, &one, &patch, 200)?;
     ensure!(patched["metadata"]["annotations"]["patched"] == "true", "{patched}");
-    let mut next = patched.clone();
-    next["metadata"]["annotations"]["updated"] = "true".into();
     let version = patched["metadata"]["resourceVersion"].as_str().context("no version")?.to_owned();
-    // Controllers may be faster: what was read is then read anew.
-    next["metadata"].as_object_mut().map(|m| m.remove("resourceVersion"));
-    let updated = call(s, Method::PUT, &one, &next, 200)?;
+    let updated = replace(s, &one, "updated")?;
     ensure!(updated["metadata"]["annotations"]["updated"] == "true", "{updated}");
     let since = format!("{base}?watch=true&timeoutSeconds=30&{selector}&resourceVersion={version}");
     let event = call(s, Method::GET, &since, &Value::Null, 200)?;
@@ -99,10 +104,7 @@ fn operations(
         let patch = json!({"metadata": {"annotations": {format!("patched-{sub}"): "true"}}});
         let patched = call(s, Method::PATCH, &path, &patch, 200)?;
         ensure!(patched["metadata"]["annotations"][format!("patched-{sub}")] == "true", "{patched}");
-        let mut next = patched;
-        next["metadata"].as_object_mut().map(|m| m.remove("resourceVersion"));
-        next["metadata"]["annotations"][format!("updated-{sub}")] = "true".into();
-        let updated = call(s, Method::PUT, &path, &next, 200)?;
+        let updated = replace(s, &path, &format!("updated-{sub}"))?;
         ensure!(updated["metadata"]["annotations"][format!("updated-{sub}")] == "true", "{updated}");
     }
     call(s, Method::DELETE, &one, &Value::Null, 200)?;

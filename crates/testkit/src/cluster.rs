@@ -197,7 +197,10 @@ pub fn tail(log: &str) -> String {
 }
 
 /// The binary under test: `FERRY_BIN`, or the one built beside this test.
-fn binary() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// When there is none.
+pub fn binary() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("FERRY_BIN") {
         return Ok(path.into());
     }

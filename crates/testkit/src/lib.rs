@@ -16,5 +16,5 @@ pub mod pods;
 pub mod runner;
 pub mod webhook;
 
-pub use cluster::{Cluster, Scope};
+pub use cluster::{Cluster, Scope, binary};
 pub use runner::Case;

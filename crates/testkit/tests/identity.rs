@@ -1,8 +1,9 @@
 //! Who is let in: certificates by request, revocation, bootstrap tokens, tokens in Secrets; issuers and authorizers
 //! outside of the cluster. With real kubectl against real clusters.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -143,9 +144,13 @@ fn requests_and_revocation(s: &Scope<'_>) {
         "{why}"
     );
 
-    // A watch that is open ends nobody's revocation: the next request is refused, with the reason.
-    let now = s.kubectl(&["get", "--raw", "/version"]).is_ok();
-    assert!(now);
+    // A watch that is open ends with the revocation; the next request is refused, with the reason.
+    let watch = format!("/api/v1/namespaces/{}/configmaps?watch=1&timeoutSeconds=300", s.namespace);
+    let mut watching = Command::new("kubectl");
+    watching.arg("--kubeconfig").arg(&ann).args(["get", "--raw", &watch]).stdout(Stdio::piped());
+    let mut watching = watching.spawn().unwrap();
+    let mut first = [0];
+    watching.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     let made = s.create(
         "certificaterevocations",
         json!({"kind": "CertificateRevocation", "metadata": {"name": "ann-left"},
@@ -161,6 +166,14 @@ fn requests_and_revocation(s: &Scope<'_>) {
             break;
         }
         assert!(started.elapsed() < EFFECT_MAX, "still accepted");
+    }
+    let started = Instant::now();
+    while watching.try_wait().unwrap().is_none() {
+        if started.elapsed() >= EFFECT_MAX {
+            watching.kill().unwrap();
+            panic!("the watch is still open");
+        }
+        s.pause(Duration::from_millis(50));
     }
     s.kubectl(&["delete", "certificaterevocations", "ann-left"]).unwrap();
     assert!(kubectl(&ann, &["get", "configmaps"]).status.success());

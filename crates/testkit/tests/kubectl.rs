@@ -273,8 +273,10 @@ fn pods(s: &Scope<'_>) -> anyhow::Result<()> {
     run(s, "get pod copy", &[])?;
     has(&run(s, "events", &[])?, &["LAST SEEN", "Pod/p"])?;
     has(&run(s, "events --for pod/p --types=Normal", &[])?, &["Scheduled"])?;
-    fails(s, "top pods", 1, &["error: Metrics API not available"])?;
-    fails(s, "top nodes", 1, &["error: Metrics API not available"])?;
+    has(&run(s, "top pods", &[])?, &["CPU(cores)", "MEMORY(bytes)", "p "])?;
+    has(&run(s, "top pod p --containers", &[])?, &["POD", "p", "dbg"])?;
+    has(&run(s, "top nodes", &[])?, &["CPU(%)", "MEMORY(%)"])?;
+    fails(s, "top pod none", 1, &["Error from server (NotFound): pods.metrics.k8s.io \"none\" not found"])?;
     run(s, "delete pod p copy --now", &[])?;
     fails(s, "get pod p", 1, &["Error from server (NotFound): pods \"p\" not found"])
 }

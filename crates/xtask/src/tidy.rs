@@ -54,6 +54,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cri", &[]),
     ("image", &["stdx", "cri"]),
     ("container", &["stdx", "cri", "image"]),
+    ("build", &["cri", "image"]),
     ("streaming", &["client", "cri"]),
     ("cri-socket", &["client", "rpc", "cri", "streaming"]),
     ("kubelet", &["stdx", "meta", "api", "client", "reconcile", "cri", "streaming"]),

@@ -80,6 +80,7 @@ impl Shared<'_> {
             methods: methods.iter().map(|m| Box::from(*m)).collect(),
             subresources: subresources(version),
             counts_generation: true,
+            guards_updates: true,
             selectable: selectable(version),
             stored_as: None,
             columns: columns(&version["additionalPrinterColumns"]),

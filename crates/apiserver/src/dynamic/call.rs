@@ -1,13 +1,19 @@
 //! One call to a webhook.
 
+use std::time::Instant;
+
 use admission::dynamic::policy::Versioned;
 use admission::dynamic::webhook::{Answer, Hook};
 use admission::dynamic::{Resource, Subject, review};
 use bytes::Bytes;
 use meta::Status;
 
+use crate::metrics;
 use crate::server::Server;
 use crate::webhook::{self, ClientConfig};
+
+/// Larger codes count as this one: they are the webhooks' to choose.
+const CODE_MAX: u16 = 600;
 
 /// Asks a webhook. `None` when the call failed and that is to be ignored.
 pub async fn ask(
@@ -29,15 +35,29 @@ pub async fn ask(
         Ok(config) => config,
         Err(e) => return failed(&format!("could not get REST client: {e}")),
     };
-    let answer = match webhook::call(server, &config, hook.timeout, Bytes::from(body.to_string())).await {
-        Ok(answer) => answer,
-        Err(e) => return failed(&format!("failed to call webhook: {e}")),
+    let began = Instant::now();
+    let called = {
+        let _away = metrics::elsewhere();
+        webhook::call(server, &config, hook.timeout, Bytes::from(body.to_string())).await
     };
-    match hook.read(&uid, &answer, may_patch) {
-        Ok(answer) => Ok(Some(answer)),
-        Err(Ok(refusal)) => Err(refusal),
-        Err(Err(why)) => failed(&why),
-    }
+    let read = match called {
+        Ok(answer) => hook.read(&uid, &answer, may_patch),
+        Err(e) => Err(Err(format!("failed to call webhook: {e}"))),
+    };
+    let (code, outcome) = match read {
+        Ok(answer) => (200, Ok(Some(answer))),
+        Err(Ok(refusal)) => (refusal.code, Err(refusal)),
+        Err(Err(why)) => (0, failed(&why)),
+    };
+    let call = metrics::Call {
+        name: hook.name.clone(),
+        operation: subject.operation.to_owned(),
+        mutating: may_patch,
+        rejected: outcome.is_err(),
+        code: code.min(CODE_MAX),
+    };
+    server.metrics.webhooks.observe(call, began.elapsed());
+    outcome
 }
 
 /// A random UUID (version 4).

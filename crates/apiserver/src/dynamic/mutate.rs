@@ -49,7 +49,7 @@ pub async fn mutate(
         }
     }
     if *object != before && body.is_none() {
-        registry::write::renew(attributes.def, object)?;
+        registry::decode::renew(attributes.def, object)?;
     }
     Ok(())
 }

@@ -31,8 +31,8 @@ use self::estimate::Work;
 use self::queues::{Arrival, Mode, QueueSet, Refusal, Seat};
 use self::shares::{Bounds, Want};
 use crate::body::Answer;
-use crate::metrics::Histogram;
 use crate::path::RequestInfo;
+use stdx::Histogram;
 
 pub use keep::run;
 

@@ -3,10 +3,11 @@
 //! A series is found by a hash of what identifies it, so that counting allocates only for the first request of
 //! its kind.
 
-mod histogram;
+mod elsewhere;
 mod process;
+mod webhooks;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -15,7 +16,10 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-pub use histogram::Histogram;
+pub use elsewhere::{ELSEWHERE, Elsewhere, elsewhere};
+use stdx::Histogram;
+pub use webhooks::Call;
+use webhooks::Webhooks;
 
 use crate::path::RequestInfo;
 
@@ -49,6 +53,8 @@ pub struct Metrics {
     hasher: RandomState,
     series: RwLock<HashMap<u64, Arc<Series>>>,
     watches: RwLock<HashMap<u64, Arc<Watches>>>,
+    /// Calls of webhooks.
+    pub webhooks: Webhooks,
     steps: RwLock<HashMap<(&'static str, &'static str, bool), Arc<Histogram>>>,
     /// Requests being answered: reading and changing.
     in_flight: [AtomicI64; 2],
@@ -60,7 +66,8 @@ pub struct Metrics {
 
 /// Watches of one resource.
 pub struct Watches {
-    labels: [String; 3],
+    /// Group, version, resource and scope.
+    labels: [String; 4],
     /// Events sent.
     pub events: AtomicU64,
     /// Watches open.
@@ -142,7 +149,17 @@ impl Metrics {
     }
 
     /// Counts one answered request.
-    pub fn observe(&self, info: &RequestInfo, apply: bool, code: u16, took: Duration, size: Option<u64>) {
+    ///
+    /// # Arguments
+    /// `away` is the part of the time that others are answerable for: queues and webhooks.
+    pub fn observe(
+        &self,
+        info: &RequestInfo,
+        apply: bool,
+        code: u16,
+        (took, away): (Duration, Duration),
+        size: Option<u64>,
+    ) {
         let (verb, scope) = (verb(info, apply), scope(info));
         let key = self.hash(&[verb, scope, &info.group, &info.version, &info.resource, &info.subresource]);
         let found = self.series.read().get(&key).cloned();
@@ -174,7 +191,7 @@ impl Metrics {
         let seconds = took.as_secs_f64();
         series.took.observe(seconds);
         if let Some(ours) = &series.ours {
-            ours.observe(seconds);
+            ours.observe(took.saturating_sub(away).as_secs_f64());
         }
         if let Some(size) = size.filter(|_| matches!(verb, "GET" | "LIST")) {
             series.sizes.observe(size as f64);
@@ -192,10 +209,11 @@ impl Metrics {
 
     /// Counts an open watch.
     pub fn watch(&self, info: &RequestInfo) -> OpenWatch {
-        let key = self.hash(&[&info.group, &info.version, &info.resource]);
+        let scope = scope(info);
+        let key = self.hash(&[&info.group, &info.version, &info.resource, scope]);
         let found = self.watches.read().get(&key).cloned();
         let watches = found.unwrap_or_else(|| {
-            let labels = [clean(&info.group), clean(&info.version), clean(&info.resource)];
+            let labels = [clean(&info.group), clean(&info.version), clean(&info.resource), scope.to_owned()];
             let make = || Arc::new(Watches { labels, events: AtomicU64::new(0), open: AtomicI64::new(0) });
             self.watches.write().entry(key).or_insert_with(make).clone()
         });
@@ -262,22 +280,26 @@ impl Metrics {
             "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component. Not all requests are tracked this way.",
         );
         for watch in &watches {
-            let [group, version, resource] = &watch.labels;
+            let [group, version, resource, scope] = &watch.labels;
             let n = watch.open.load(Ordering::Relaxed);
             let _ = writeln!(
                 out,
-                "apiserver_longrunning_requests{{component=\"apiserver\",group=\"{group}\",resource=\"{resource}\",scope=\"cluster\",subresource=\"\",verb=\"WATCH\",version=\"{version}\"}} {n}"
+                "apiserver_longrunning_requests{{component=\"apiserver\",group=\"{group}\",resource=\"{resource}\",scope=\"{scope}\",subresource=\"\",verb=\"WATCH\",version=\"{version}\"}} {n}"
             );
         }
         header(out, "apiserver_watch_events_total", "counter", "Number of events sent in watch clients");
+        let mut sent: BTreeMap<&[String], u64> = BTreeMap::new();
         for watch in &watches {
-            let [group, version, resource] = &watch.labels;
-            let n = watch.events.load(Ordering::Relaxed);
+            *sent.entry(&watch.labels[..3]).or_default() += watch.events.load(Ordering::Relaxed);
+        }
+        for (labels, n) in sent {
+            let [group, version, resource] = labels else { continue };
             let _ = writeln!(
                 out,
                 "apiserver_watch_events_total{{group=\"{group}\",resource=\"{resource}\",version=\"{version}\"}} {n}"
             );
         }
+        self.webhooks.render(out);
         let name = "apiserver_admission_step_admission_duration_seconds";
         header(
             out,
@@ -465,18 +487,41 @@ mod tests {
         let metrics = Metrics::default();
         let info = parse(&http::Method::GET, "/api/v1/namespaces/a/pods", &Query::default());
         for code in [200, 200, 500] {
-            metrics.observe(&info, false, code, Duration::from_millis(10), Some(2000));
+            let times = (Duration::from_millis(500), Duration::from_millis(490));
+            metrics.observe(&info, false, code, times, Some(2000));
         }
         let text = metrics.render(&[("deployments.apps".into(), 3), ("pods".into(), 1)]);
         let labels = "component=\"apiserver\",group=\"\",resource=\"pods\",scope=\"namespace\",subresource=\"\",verb=\"LIST\",version=\"v1\"";
         for wanted in [
             format!("apiserver_request_total{{code=\"200\",dry_run=\"\",{labels}}} 2"),
-            format!("apiserver_request_duration_seconds_bucket{{dry_run=\"\",{labels},le=\"0.025\"}} 3"),
+            format!("apiserver_request_duration_seconds_bucket{{dry_run=\"\",{labels},le=\"0.025\"}} 0"),
+            format!("apiserver_request_sli_duration_seconds_bucket{{{labels},le=\"0.025\"}} 3"),
             format!("apiserver_response_sizes_sum{{{labels}}} 6000"),
             "apiserver_storage_objects{resource=\"deployments.apps\"} 3".into(),
             "apiserver_resource_objects{group=\"\",resource=\"pods\"} 1".into(),
             "kubernetes_build_info{build_date=".into(),
             "process_resident_memory_bytes ".into(),
+        ] {
+            assert!(text.contains(&wanted), "{wanted} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn webhooks_are_counted_by_outcome() {
+        let metrics = Metrics::default();
+        let call = Call {
+            name: "h.example.com".into(),
+            operation: "CREATE".into(),
+            mutating: true,
+            rejected: true,
+            code: 403,
+        };
+        metrics.webhooks.observe(call, Duration::from_millis(30));
+        let text = metrics.render(&[]);
+        let labels = "name=\"h.example.com\",operation=\"CREATE\",rejected=\"true\",type=\"admit\"";
+        for wanted in [
+            format!("apiserver_admission_webhook_request_total{{code=\"403\",{labels}}} 1"),
+            format!("apiserver_admission_webhook_admission_duration_seconds_bucket{{{labels},le=\"0.1\"}} 1"),
         ] {
             assert!(text.contains(&wanted), "{wanted} is not in {text}");
         }

@@ -194,6 +194,12 @@ impl Runtime {
         PathBuf::from(format!("/ferry-{}", self.config.cluster_id))
     }
 
+    /// The directory of what a container has changed in its file tree, until it is removed. Whoever takes it away
+    /// must do so after the container's end.
+    pub fn changes_of(&self, container: &str) -> Option<PathBuf> {
+        Some(self.container(container).ok()?.dir.join("upper"))
+    }
+
     fn handle(&self) -> cri::Result<Arc<Runtime>> {
         self.this.upgrade().ok_or_else(|| cri::Error::Internal { message: "the runtime is closed".into() })
     }

@@ -93,6 +93,7 @@ impl Runtime {
             return Err(cri::Error::Unsupported { message });
         }
         let host_network = namespaces.network == NamespaceMode::Node;
+        let namespaces_network = namespaces.network.clone();
         let spec = SandboxSpec {
             id: id.to_owned(),
             hostname: hostname_of(&config),
@@ -113,7 +114,9 @@ impl Runtime {
         let file = SandboxFile { config, created_at: self.now_ns(), ready: true, network: None };
         write_json(&dir.join(SANDBOX_FILE), &file).map_err(|e| failed(format!("record sandbox: {e}")))?;
         let mut file = file;
-        if let (false, Some(network)) = (host_network, &self.config.network) {
+        // `Container` stands for a network of its own with nothing but loopback.
+        let attached = namespaces_network == NamespaceMode::Pod;
+        if let (true, Some(network)) = (attached, &self.config.network) {
             let request = NetworkRequest {
                 sandbox_id: id.to_owned(),
                 netns: format!("/proc/{pid}/ns/net").into(),
@@ -279,7 +282,7 @@ impl Runtime {
             self.kill_container(&container).await.ok();
         }
         if let Some(network) = &self.config.network
-            && sandbox.state.read().config.security.namespaces.network != NamespaceMode::Node
+            && sandbox.state.read().config.security.namespaces.network == NamespaceMode::Pod
         {
             network.detach(id).await?;
         }

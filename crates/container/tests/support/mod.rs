@@ -106,7 +106,7 @@ pub async fn open_with(data: &Path, cluster: &str, cgroup_v2_root: Option<PathBu
     let images = ImageStore::open(StoreConfig {
         root: data.join("images"),
         insecure_registries: Vec::new(),
-        mirrors: Default::default(),
+        registries: Default::default(),
         ca_file: None,
         clock: stdx::SystemClock::shared(),
     })

@@ -1,6 +1,6 @@
 //! Which nodes need a pod of a DaemonSet, which pods have to go, and how an update proceeds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::k8s_openapi::api::apps::v1::DaemonSetStatus;
@@ -133,12 +133,22 @@ fn count_of(value: Option<&IntOrString>, of: usize, default: usize) -> usize {
     }
 }
 
+/// The pods of one node that have not ended, and what a round makes of them.
+struct Seat<'a> {
+    node: &'a str,
+    /// In order of age.
+    pods: Vec<&'a Arc<Pod>>,
+}
+
+/// Whether a pod is of the present template.
+fn is_new(pod: &Pod, hash: &str) -> bool {
+    pod.metadata.labels.as_ref().and_then(|l| l.get(HASH_LABEL)).is_some_and(|own| own == hash)
+}
+
 /// Plans one round. `hash` is that of the present template.
 pub fn plan(set: &DaemonSet, nodes: &[Arc<Node>], owned: &[Arc<Pod>], hash: &str, now: Timestamp) -> Plan {
     let template = with_tolerations(set.spec.template.clone());
     let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
-    let is_new =
-        |pod: &Pod| pod.metadata.labels.as_ref().and_then(|l| l.get(HASH_LABEL)).is_some_and(|h| h == hash);
     let mut by_node: BTreeMap<String, Vec<&Arc<Pod>>> = BTreeMap::new();
     for pod in owned {
         by_node.entry(target_node(pod).unwrap_or_default()).or_default().push(pod);
@@ -150,13 +160,11 @@ pub fn plan(set: &DaemonSet, nodes: &[Arc<Node>], owned: &[Arc<Pod>], hash: &str
         conditions: set.status.as_ref().and_then(|s| s.conditions.clone()),
         ..Default::default()
     };
-    let verdicts: HashMap<&str, (bool, bool)> =
-        nodes.iter().map(|n| (n.name(), fits(&template, n))).collect();
     let (mut updated, mut available) = (0, 0);
-    let mut outdated: Vec<&Arc<Pod>> = Vec::new();
+    let mut seats: Vec<Seat<'_>> = Vec::new();
     let mut down = 0;
     for node in nodes {
-        let (wanted, may_stay) = verdicts[node.name()];
+        let (wanted, may_stay) = fits(&template, node);
         let mut here = by_node.remove(node.name()).unwrap_or_default();
         here.sort_by_key(|pod| {
             (pod.metadata.creation_timestamp.as_ref().map(|t| t.0), pod.name().to_owned())
@@ -181,22 +189,21 @@ pub fn plan(set: &DaemonSet, nodes: &[Arc<Node>], owned: &[Arc<Pod>], hash: &str
             }
             continue;
         };
-        // Of several pods on one node the oldest stays.
-        plan.delete.extend(running[1..].iter().filter(|p| !p.is_terminating()).map(|p| p.name().to_owned()));
         status.current_number_scheduled += 1;
         status.number_ready += i32::from(pods::is_ready(first));
         let up = pods::is_available(first, min_ready, now) && !first.is_terminating();
         available += i32::from(up);
         down += usize::from(!up);
-        updated += i32::from(is_new(first));
-        if !is_new(first) && !first.is_terminating() {
-            outdated.push(first);
-        }
+        updated += i32::from(is_new(first, hash));
+        seats.push(Seat { node: node.name(), pods: running });
     }
     // Pods of nodes that are gone are the pod garbage collector's.
     let desired = usize::try_from(status.desired_number_scheduled).unwrap_or(0);
     let serves = |pod: &Pod| pods::is_available(pod, min_ready, now);
-    roll(set, &mut plan, outdated, desired, down, serves);
+    match surge_of(set, desired) {
+        0 => roll(set, &mut plan, seats, hash, (desired, down), serves),
+        surge => surge_onto(&mut plan, seats, hash, surge, serves),
+    }
     plan.create.truncate(BURST_MAX);
     plan.delete.truncate(BURST_MAX);
     status.updated_number_scheduled = Some(updated).filter(|n| *n != 0);
@@ -206,27 +213,74 @@ pub fn plan(set: &DaemonSet, nodes: &[Arc<Node>], owned: &[Arc<Pod>], hash: &str
     plan
 }
 
+/// How many nodes may have a pod of the old and one of the new template at a time.
+fn surge_of(set: &DaemonSet, desired: usize) -> usize {
+    let strategy = set.spec.update_strategy.as_ref();
+    let rolling = strategy.filter(|s| s.type_.as_deref() != Some("OnDelete"));
+    let surge = rolling.and_then(|s| s.rolling_update.as_ref()?.max_surge.as_ref());
+    count_of(surge, desired, 0)
+}
+
+/// An update that starts the new pod before the old one goes: on as many nodes at a time as may surge, and on
+/// those whose old pod does not serve anyway.
+fn surge_onto(
+    plan: &mut Plan,
+    seats: Vec<Seat<'_>>,
+    hash: &str,
+    surge: usize,
+    serves: impl Fn(&Pod) -> bool,
+) {
+    let mut budget = surge;
+    let mut candidates = Vec::new();
+    for seat in seats {
+        let (mut new, mut old) = (None, None);
+        for pod in seat.pods.into_iter().filter(|pod| !pod.is_terminating()) {
+            let place = if is_new(pod, hash) { &mut new } else { &mut old };
+            match place {
+                // Of several the oldest stays.
+                Some(_) => plan.delete.push(pod.name().to_owned()),
+                None => *place = Some(pod),
+            }
+        }
+        match (new, old) {
+            (Some(new), Some(old)) if !pods::is_ready(old) || serves(new) => {
+                plan.delete.push(old.name().to_owned());
+            }
+            (Some(_), Some(_)) => budget = budget.saturating_sub(1),
+            (None, Some(old)) if !serves(old) => plan.create.push(seat.node.to_owned()),
+            (None, Some(_)) => candidates.push(seat.node.to_owned()),
+            (_, None) => {}
+        }
+    }
+    plan.create.extend(candidates.into_iter().take(budget));
+}
+
 /// Deletes outdated pods as far as the update strategy allows: those that do not serve at once, others while
 /// no more than the allowed number is down.
 fn roll(
     set: &DaemonSet,
     plan: &mut Plan,
-    outdated: Vec<&Arc<Pod>>,
-    desired: usize,
-    down: usize,
+    seats: Vec<Seat<'_>>,
+    hash: &str,
+    (desired, down): (usize, usize),
     serves: impl Fn(&Pod) -> bool,
 ) {
     let strategy = set.spec.update_strategy.clone().unwrap_or_default();
-    if strategy.type_.as_deref() == Some("OnDelete") {
-        return;
-    }
+    let by_hand = strategy.type_.as_deref() == Some("OnDelete");
     let allowed = strategy.rolling_update.as_ref().and_then(|r| r.max_unavailable.as_ref());
     let mut budget = count_of(allowed, desired, 1).max(1).saturating_sub(down);
-    for pod in outdated {
-        let serves = serves(pod);
+    for seat in seats {
+        let mut pods = seat.pods.into_iter().filter(|pod| !pod.is_terminating());
+        let Some(first) = pods.next() else { continue };
+        // Of several pods on one node the oldest stays.
+        plan.delete.extend(pods.map(|pod| pod.name().to_owned()));
+        if by_hand || is_new(first, hash) {
+            continue;
+        }
+        let serves = serves(first);
         if !serves || budget > 0 {
             budget -= usize::from(serves);
-            plan.delete.push(pod.name().to_owned());
+            plan.delete.push(first.name().to_owned());
         }
     }
 }
@@ -287,6 +341,29 @@ mod tests {
         assert_eq!(round.delete, ["a1"]);
         let next = plan(&set(json!({})), &nodes, &owned[1..], "new", at());
         assert_eq!((next.create, next.delete), (vec!["a".to_owned()], Vec::<String>::new()));
+    }
+
+    #[test]
+    fn a_surge_starts_the_new_before_the_old_goes() {
+        let nodes = [node("a", json!({})), node("b", json!({}))];
+        let mut set = set(json!({}));
+        let strategy =
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
+        set.spec.update_strategy = Some(serde_json::from_value(strategy).unwrap());
+        let old = [pod("a1", "a", "old", "Running"), pod("b1", "b", "old", "Running")];
+        let round = |more: &[Arc<Pod>]| {
+            let round = plan(&set, &nodes, &[&old, more].concat(), "new", at());
+            (round.create.join(","), round.delete.join(","))
+        };
+        assert_eq!(round(&[]), ("a".into(), String::new()));
+        let mut fresh = Pod::clone(&pod("a2", "a", "new", "Running"));
+        assert_eq!(round(&[Arc::new(fresh.clone())]), ("b".into(), "a1".into()));
+        fresh.status = None;
+        assert_eq!(round(&[Arc::new(fresh)]), (String::new(), String::new()), "it does not serve yet");
+        // Back to the old template: the pod that came for the new one goes.
+        let stray = [&old[..1], &[pod("a2", "a", "new", "Pending")]].concat();
+        let back = plan(&set, &nodes[..1], &stray, "old", at());
+        assert_eq!((back.create.len(), back.delete), (0, vec!["a2".to_owned()]));
     }
 
     #[test]

@@ -3,11 +3,14 @@
 //! Flow: Job and pod events -> key of the Job -> [`plan::plan`] -> status, then finalizers, deletions and
 //! creations. The status is written before a finalizer goes, so that no pod is lost from the counts.
 
+mod backoff;
+mod indexes;
 pub mod plan;
+mod policy;
 
 use std::sync::Arc;
 
-use api::k8s_openapi::api::core::v1::EnvVar;
+use api::k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector};
 use api::prelude::*;
 use client::{BoxFuture, Client, DeleteParams, Patch};
 use reconcile::{
@@ -16,7 +19,7 @@ use reconcile::{
 use serde_json::json;
 use stdx::Clock;
 
-use self::plan::{INDEX, Plan, TRACKING};
+use self::plan::{INDEX, NewPod, Plan, TRACKING, is_tracked};
 use crate::follow::Follow;
 use crate::owners;
 
@@ -62,9 +65,6 @@ impl Loop {
             return Ok(Action::Wait);
         }
         let trusted = self.follow.expectations.satisfied(key, self.clock.instant());
-        if job.is_terminating() {
-            return Ok(Action::Wait);
-        }
         let selector = selector_of(&job)?;
         let strays = owners::claims(&self.pods, &job.metadata, &selector).release;
         let tracking = Some(TRACKING);
@@ -74,7 +74,7 @@ impl Loop {
         for pod in strays.iter().filter(|pod| is_tracked(pod)) {
             self.release(pod.namespace(), pod.name()).await?;
         }
-        let mut plan = plan::plan(&job, &owned, self.clock.now());
+        let mut plan = plan::plan(&job, &owned, trusted, self.clock.now());
         let mut job = Job::clone(&job);
         if job.status.as_ref() != Some(&plan.status) {
             job.status = Some(std::mem::take(&mut plan.status));
@@ -83,16 +83,16 @@ impl Loop {
                 updated => job = updated?,
             }
         }
-        if let Some((reason, message)) = plan.event.take() {
-            match reason {
-                "Completed" => self.recorder.normal(&job, reason, message),
-                _ => self.recorder.warning(&job, reason, message),
+        for notice in plan.notices.drain(..) {
+            match notice.warning {
+                false => self.recorder.normal(&job, &notice.reason, notice.message),
+                true => self.recorder.warning(&job, &notice.reason, notice.message),
             }
         }
-        self.execute(key, &job, plan, trusted).await
+        self.execute(key, &job, plan).await
     }
 
-    async fn execute(&self, key: &str, job: &Job, plan: Plan, trusted: bool) -> Result<Action, ControlError> {
+    async fn execute(&self, key: &str, job: &Job, plan: Plan) -> Result<Action, ControlError> {
         for name in &plan.release {
             self.release(job.namespace(), name).await?;
         }
@@ -103,10 +103,10 @@ impl Loop {
                 Ok(()) => self.recorder.normal(job, "SuccessfulDelete", format!("Deleted pod: {name}")),
             }
         }
-        if trusted && !plan.create.is_empty() {
+        if !plan.create.is_empty() {
             self.follow.expectations.expect_creations(key, plan.create.len(), self.clock.instant());
-            for (done, index) in plan.create.iter().enumerate() {
-                match self.client.create_typed(&pod_of(job, *index)).await {
+            for (done, new) in plan.create.iter().enumerate() {
+                match self.client.create_typed(&pod_of(job, new)).await {
                     Ok(pod) => {
                         let message = format!("Created pod: {}", pod.name());
                         self.recorder.normal(job, "SuccessfulCreate", message);
@@ -155,34 +155,51 @@ fn selector_of(job: &Job) -> Result<meta::LabelSelector, ControlError> {
     owners::compile(&job.spec.as_ref().and_then(|s| s.selector.clone()).unwrap_or_default())
 }
 
-/// Whether a pod waits to be counted by its Job.
-fn is_tracked(pod: &Pod) -> bool {
-    pod.metadata.finalizers.iter().flatten().any(|f| f == TRACKING)
-}
+/// Longest name a suffix is generated for (upstream's `MaxGeneratedNameLength`).
+const GENERATED_NAME_MAX: usize = 58;
 
 /// A pod of a Job.
-fn pod_of(job: &Job, index: Option<i32>) -> Pod {
+fn pod_of(job: &Job, new: &NewPod) -> Pod {
     let owner = owners::controller_reference(&Job::GVK, &job.metadata);
     let template = job.spec.clone().unwrap_or_default().template;
     let mut pod = crate::replicaset::plan::pod_from_template(&template, job.namespace(), job.name(), owner);
-    pod.metadata.finalizers.get_or_insert_default().push(TRACKING.into());
-    let Some(index) = index else { return pod };
-    let text = index.to_string();
-    pod.metadata.generate_name = Some(format!("{}-{index}-", job.name()));
-    pod.metadata.annotations.get_or_insert_default().insert(INDEX.into(), text.clone());
-    pod.metadata.labels.get_or_insert_default().insert(INDEX.into(), text.clone());
+    let finalizers = pod.metadata.finalizers.get_or_insert_default();
+    if finalizers.iter().all(|f| f != TRACKING) {
+        finalizers.push(TRACKING.into());
+    }
+    let Some(index) = new.index else { return pod };
+    let tail = format!("-{index}-");
+    let head: String = job.name().chars().take(GENERATED_NAME_MAX.saturating_sub(tail.len())).collect();
+    pod.metadata.generate_name = Some(head + &tail);
+    let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.insert(INDEX.into(), index.to_string());
+    if let Some((counted, ignored)) = new.failures {
+        annotations.insert(backoff::FAILURES.into(), counted.to_string());
+        if ignored > 0 {
+            annotations.insert(backoff::IGNORED.into(), ignored.to_string());
+        }
+    }
+    pod.metadata.labels.get_or_insert_default().insert(INDEX.into(), index.to_string());
     if let Some(spec) = &mut pod.spec {
-        spec.hostname.get_or_insert_with(|| format!("{}-{index}", job.name()));
-        let variable =
-            EnvVar { name: "JOB_COMPLETION_INDEX".into(), value: Some(text), ..Default::default() };
+        spec.hostname = Some(format!("{}-{index}", job.name()));
         for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
             let environment = container.env.get_or_insert_default();
-            if environment.iter().all(|v| v.name != variable.name) {
-                environment.push(variable.clone());
+            if environment.iter().all(|v| v.name != INDEX_VARIABLE) {
+                environment.push(index_variable());
             }
         }
     }
     pod
+}
+
+const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
+
+/// The variable that tells a container its index.
+fn index_variable() -> EnvVar {
+    let field_path = format!("metadata.labels['{INDEX}']");
+    let field_ref = Some(ObjectFieldSelector { field_path, ..Default::default() });
+    let value_from = Some(EnvVarSource { field_ref, ..Default::default() });
+    EnvVar { name: INDEX_VARIABLE.into(), value_from, ..Default::default() }
 }
 
 impl Reconcile for Loop {

@@ -1,16 +1,21 @@
 //! What a Job needs next: counters, conditions, pods to create and to delete.
 //!
 //! Every pod is counted exactly once (KEP-2307): a finished pod keeps a finalizer until its uid has been
-//! noted in the status, and leaves that note for a counter once the finalizer is gone.
+//! noted in the status, and leaves that note for a counter once the finalizer is gone. Succeeded pods of an
+//! Indexed Job need no note: their index says it all. A failed pod whose index may be tried again keeps its
+//! finalizer until its successor is there, because the successor inherits its count of failures.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::k8s_openapi::api::batch::v1::{JobCondition, JobStatus, UncountedTerminatedPods};
+use api::k8s_openapi::api::batch::v1::{JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
 use api::prelude::*;
 use jiff::{SignedDuration, Timestamp};
 
+use super::backoff;
+use super::indexes::Indexes;
+use super::policy::{self, Verdict};
 use crate::pods;
 
 /// Finalizer of pods that have not been counted.
@@ -22,30 +27,61 @@ const UNCOUNTED_MAX: usize = 500;
 /// Pods created or deleted per round.
 const BURST_MAX: usize = 500;
 
+/// A pod to create.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewPod {
+    /// Its index in an Indexed Job.
+    pub index: Option<i32>,
+    /// How many pods of its index have failed before, counted and ignored, where the Job limits that.
+    pub failures: Option<(i32, i32)>,
+}
+
+/// Something people are told about a Job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Whether it is bad news.
+    pub warning: bool,
+    /// Why, as an identifier.
+    pub reason: String,
+    /// Why, in words.
+    pub message: String,
+}
+
 /// One round.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
-    /// The new status.
+    /// The new status; to be stored before anything else is done.
     pub status: JobStatus,
-    /// Pods to create, with their indexes in an Indexed Job.
-    pub create: Vec<Option<i32>>,
+    /// Pods to create.
+    pub create: Vec<NewPod>,
     /// Pods to delete, by name.
     pub delete: Vec<String>,
-    /// Pods that are noted and whose finalizer can go, by name.
+    /// Pods whose finalizer can go once the status is stored, by name.
     pub release: Vec<String>,
     /// When to look again.
     pub wait: Option<Duration>,
-    /// Reason and message of what has become of the Job in this round.
-    pub event: Option<(&'static str, String)>,
+    /// What has become of the Job in this round.
+    pub notices: Vec<Notice>,
 }
 
-fn has_finalizer(pod: &Pod) -> bool {
+impl Plan {
+    fn notice(&mut self, warning: bool, reason: &str, message: &str) {
+        self.notices.push(Notice { warning, reason: reason.into(), message: message.into() });
+    }
+
+    fn look_again_in(&mut self, pause: Duration) {
+        self.wait = Some(self.wait.map_or(pause, |wait| wait.min(pause)));
+    }
+}
+
+/// Whether a pod waits to be counted.
+pub fn is_tracked(pod: &Pod) -> bool {
     pod.metadata.finalizers.iter().flatten().any(|f| f == TRACKING)
 }
 
 /// The index of a pod in an Indexed Job.
 pub fn index_of(pod: &Pod) -> Option<i32> {
-    pod.metadata.annotations.as_ref()?.get(INDEX)?.parse().ok()
+    pod.metadata.annotations.as_ref()?.get(INDEX)?.parse().ok().filter(|index| *index >= 0)
 }
 
 /// Whether a condition of a Job is true.
@@ -58,326 +94,467 @@ pub fn is_finished(status: &JobStatus) -> bool {
     is(status, "Complete") || is(status, "Failed")
 }
 
-fn set(status: &mut JobStatus, kind: &str, value: &str, reason: &str, message: &str, now: Timestamp) {
+/// Sets a condition; tells whether that changed anything.
+fn set(status: &mut JobStatus, kind: &str, value: &str, reason: &str, message: &str, now: Timestamp) -> bool {
     let conditions = status.conditions.get_or_insert_default();
-    let same = |c: &JobCondition| c.type_ == kind && c.status == value && c.reason.as_deref() == Some(reason);
-    if conditions.iter().any(same) {
-        return;
+    let same = |c: &JobCondition| c.status == value && c.reason.as_deref() == Some(reason);
+    let place = conditions.iter().position(|c| c.type_ == kind);
+    if place.is_some_and(|place| same(&conditions[place])) {
+        return false;
     }
-    conditions.retain(|c| c.type_ != kind);
-    conditions.push(JobCondition {
+    let condition = JobCondition {
         type_: kind.into(),
         status: value.into(),
         reason: Some(reason.into()),
         message: Some(message.into()),
         last_probe_time: Some(Time(now)),
         last_transition_time: Some(Time(now)),
-    });
-}
-
-/// Reads indexes such as `0-2,5`.
-pub fn parse_indexes(text: &str) -> BTreeSet<i32> {
-    let parts = text.split(',').filter(|part| !part.is_empty());
-    let ranges = parts.filter_map(|part| {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        Some(from.parse::<i32>().ok()?..=to.parse().ok()?)
-    });
-    ranges.flatten().collect()
-}
-
-/// Writes indexes such as `0-2,5`.
-pub fn format_indexes(indexes: &BTreeSet<i32>) -> String {
-    let mut ranges: Vec<(i32, i32)> = Vec::new();
-    for index in indexes {
-        match ranges.last_mut() {
-            Some((_, to)) if *to + 1 == *index => *to = *index,
-            _ => ranges.push((*index, *index)),
-        }
-    }
-    let show = |(from, to): &(i32, i32)| match to - from {
-        0 => from.to_string(),
-        1 => format!("{from},{to}"),
-        _ => format!("{from}-{to}"),
     };
-    ranges.iter().map(show).collect::<Vec<_>>().join(",")
+    match place {
+        Some(place) => conditions[place] = condition,
+        None => conditions.push(condition),
+    }
+    true
 }
 
-/// Moves finished pods through the notes of the status into its counters.
-fn count(status: &mut JobStatus, owned: &[Arc<Pod>], indexed: bool, release: &mut Vec<String>) {
-    let mut notes = status.uncounted_terminated_pods.take().unwrap_or_default();
-    let waiting = |uid: &String| owned.iter().any(|pod| pod.uid() == uid && has_finalizer(pod));
-    let settle = |list: &mut Option<Vec<String>>| {
-        let (keep, done): (Vec<_>, Vec<_>) = list.take().unwrap_or_default().into_iter().partition(&waiting);
-        *list = Some(keep).filter(|keep| !keep.is_empty());
-        i32::try_from(done.len()).unwrap_or(i32::MAX)
-    };
-    let succeeded = settle(&mut notes.succeeded);
-    if !indexed {
-        status.succeeded = Some(status.succeeded.unwrap_or(0).saturating_add(succeeded));
-    }
-    status.failed = Some(status.failed.unwrap_or(0).saturating_add(settle(&mut notes.failed)));
-    let mut indexes = parse_indexes(status.completed_indexes.as_deref().unwrap_or_default());
-    for pod in owned.iter().filter(|pod| has_finalizer(pod)) {
-        let noted = |list: &Option<Vec<String>>| list.iter().flatten().any(|uid| uid == pod.uid());
-        if noted(&notes.succeeded) || noted(&notes.failed) {
-            release.push(pod.name().to_owned());
-            continue;
-        }
-        let total =
-            [&notes.succeeded, &notes.failed].map(|l| l.as_ref().map_or(0, Vec::len)).iter().sum::<usize>();
-        // A pod that is deleted before it has ended did not succeed.
-        let ended = pods::is_finished(pod) || pod.is_terminating();
-        if !ended || total >= UNCOUNTED_MAX {
-            continue;
-        }
-        if pods::phase(pod) == "Succeeded" {
-            notes.succeeded.get_or_insert_default().push(pod.uid().to_owned());
-            indexes.extend(index_of(pod).filter(|_| indexed));
-        } else {
-            notes.failed.get_or_insert_default().push(pod.uid().to_owned());
-        }
-    }
-    if indexed {
-        status.succeeded = i32::try_from(indexes.len()).ok();
-        status.completed_indexes = Some(format_indexes(&indexes)).filter(|text| !text.is_empty());
-    }
-    status.uncounted_terminated_pods = Some(notes).filter(|n| *n != UncountedTerminatedPods::default());
+/// A Job and its pods at one moment.
+struct Round<'a> {
+    job: &'a Job,
+    spec: &'a JobSpec,
+    owned: &'a [Arc<Pod>],
+    now: Timestamp,
+    /// The number of indexes of an Indexed Job.
+    indexes: Option<i32>,
+    per_index: bool,
+    /// Whether pods are replaced only once they have ended, rather than as soon as they are being deleted.
+    only_failed: bool,
+    active: Vec<&'a Arc<Pod>>,
+    leaving: usize,
 }
 
-/// Plans one round for a Job with these pods.
-pub fn plan(job: &Job, owned: &[Arc<Pod>], now: Timestamp) -> Plan {
-    let spec = job.spec.clone().unwrap_or_default();
-    let indexed = spec.completion_mode.as_deref() == Some("Indexed");
-    let mut plan = Plan { status: job.status.clone().unwrap_or_default(), ..Default::default() };
-    count(&mut plan.status, owned, indexed, &mut plan.release);
-    let active: Vec<&Arc<Pod>> = owned.iter().filter(|pod| pods::is_active(pod)).collect();
-    let leaving = owned.iter().filter(|pod| pod.is_terminating() && !pods::is_finished(pod)).count();
-    let notes = plan.status.uncounted_terminated_pods.clone().unwrap_or_default();
-    let noted = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len) as i32;
-    let succeeded = plan.status.succeeded.unwrap_or(0) + if indexed { 0 } else { noted(&notes.succeeded) };
-    let failed = plan.status.failed.unwrap_or(0) + noted(&notes.failed);
-    let suspended = spec.suspend == Some(true);
-    if !is_finished(&plan.status) {
-        if suspended {
-            set(&mut plan.status, "Suspended", "True", "JobSuspended", "Job suspended", now);
-            plan.status.start_time = None;
-        } else {
-            if is(&plan.status, "Suspended") {
-                set(&mut plan.status, "Suspended", "False", "JobResumed", "Job resumed", now);
+impl<'a> Round<'a> {
+    fn new(job: &'a Job, spec: &'a JobSpec, owned: &'a [Arc<Pod>], now: Timestamp) -> Round<'a> {
+        let indexed = spec.completion_mode.as_deref() == Some("Indexed");
+        Round {
+            job,
+            spec,
+            owned,
+            now,
+            indexes: indexed.then(|| spec.completions.unwrap_or(0)),
+            per_index: indexed && spec.backoff_limit_per_index.is_some(),
+            only_failed: spec.pod_replacement_policy.as_deref() == Some("Failed"),
+            active: owned.iter().filter(|pod| pods::is_active(pod)).collect(),
+            leaving: owned.iter().filter(|pod| pod.is_terminating() && !pods::is_finished(pod)).count(),
+        }
+    }
+
+    fn has_failed(&self, pod: &Pod) -> bool {
+        match pods::phase(pod) {
+            "Failed" => true,
+            "Succeeded" => false,
+            // Pods that nobody runs any more never come to a phase.
+            _ => pod.is_terminating() && !self.only_failed,
+        }
+    }
+
+    /// The index of a pod, if it is one of the Job's.
+    fn index(&self, pod: &Pod) -> Option<i32> {
+        index_of(pod).filter(|index| self.indexes.is_some_and(|completions| *index < completions))
+    }
+
+    /// Whether what becomes of a pod is counted.
+    fn counts(&self, pod: &Pod) -> bool {
+        self.indexes.is_none() || self.index(pod).is_some()
+    }
+
+    fn verdict(&self, pod: &Pod) -> Verdict {
+        policy::judge(self.spec.pod_failure_policy.as_ref(), self.per_index, pod)
+    }
+
+    fn tracked(&self) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.owned.iter().filter(|pod| is_tracked(pod))
+    }
+
+    /// Whether a failed pod ends its index.
+    fn fails_index(&self, pod: &Pod) -> bool {
+        let limit = self.spec.backoff_limit_per_index.unwrap_or(i32::MAX);
+        self.has_failed(pod)
+            && match self.verdict(pod) {
+                Verdict::Ignore => false,
+                Verdict::FailIndex => true,
+                Verdict::Count | Verdict::FailJob(_) => backoff::failures_of(pod).0 >= limit,
             }
-            plan.status.start_time.get_or_insert(Time(now));
-            judge(job, &mut plan, succeeded, failed, active.len(), now);
+    }
+}
+
+/// What the pods come to.
+struct Tally<'a> {
+    succeeded: i32,
+    failed: i32,
+    done: Indexes,
+    lost: Option<Indexes>,
+    /// By index, the failed pod that waits for its successor.
+    waiting: BTreeMap<i32, &'a Arc<Pod>>,
+}
+
+fn noted(list: &Option<Vec<String>>, pod: &Pod) -> bool {
+    list.iter().flatten().any(|uid| uid == pod.uid())
+}
+
+fn length(list: &Option<Vec<String>>) -> i32 {
+    list.as_ref().map_or(0, |list| i32::try_from(list.len()).unwrap_or(i32::MAX))
+}
+
+fn tally<'a>(round: &Round<'a>, status: &JobStatus, notes: &UncountedTerminatedPods) -> Tally<'a> {
+    let fresh =
+        |pod: &&&Arc<Pod>| round.counts(pod) && !noted(&notes.succeeded, pod) && !noted(&notes.failed, pod);
+    let won = |pod: &&&Arc<Pod>| pods::phase(pod) == "Succeeded";
+    let lost = |pod: &&&Arc<Pod>| round.has_failed(pod) && round.verdict(pod) != Verdict::Ignore;
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    let new_won = count(round.tracked().filter(|p| fresh(&p) && won(&p)).count());
+    let new_lost = count(round.tracked().filter(|p| fresh(&p) && lost(&p)).count());
+    let mut tally = Tally {
+        succeeded: status.succeeded.unwrap_or(0) + length(&notes.succeeded) + new_won,
+        failed: status.failed.unwrap_or(0) + length(&notes.failed) + new_lost,
+        done: Indexes::default(),
+        lost: None,
+        waiting: BTreeMap::new(),
+    };
+    let Some(completions) = round.indexes else { return tally };
+    tally.done = Indexes::parse(status.completed_indexes.as_deref().unwrap_or_default(), completions);
+    tally.done.extend(round.tracked().filter(won_index).filter_map(|pod| round.index(pod)));
+    tally.succeeded = tally.done.len();
+    if round.per_index {
+        let mut failed = Indexes::parse(status.failed_indexes.as_deref().unwrap_or_default(), completions);
+        failed
+            .extend(round.tracked().filter(|pod| round.fails_index(pod)).filter_map(|pod| round.index(pod)));
+        tally.waiting = waiting(round, &tally.done, &failed);
+        tally.lost = Some(failed);
+    }
+    tally
+}
+
+fn won_index(pod: &&Arc<Pod>) -> bool {
+    pods::phase(pod) == "Succeeded"
+}
+
+/// Of each index that may be tried again, the pod that failed last.
+fn waiting<'a>(round: &Round<'a>, done: &Indexes, lost: &Indexes) -> BTreeMap<i32, &'a Arc<Pod>> {
+    let taken: BTreeSet<i32> = round.active.iter().filter_map(|pod| round.index(pod)).collect();
+    let mut waiting: BTreeMap<i32, &Arc<Pod>> = BTreeMap::new();
+    for pod in round.tracked().filter(|pod| round.has_failed(pod)) {
+        let Some(index) = round.index(pod) else { continue };
+        if done.contains(index) || lost.contains(index) || taken.contains(&index) {
+            continue;
+        }
+        let rank = |pod: &Pod| {
+            let (counted, ignored) = backoff::failures_of(pod);
+            (counted.saturating_add(ignored), backoff::ended_at(pod))
+        };
+        if waiting.get(&index).is_none_or(|last| rank(last) <= rank(pod)) {
+            waiting.insert(index, pod);
         }
     }
-    let doomed = suspended || is(&plan.status, "SuccessCriteriaMet") || is(&plan.status, "FailureTarget");
-    if is_finished(&plan.status) || doomed {
-        plan.delete.extend(active.iter().map(|pod| pod.name().to_owned()));
-    } else {
-        manage(job, &mut plan, &active, owned, succeeded, indexed, now);
+    waiting
+}
+
+/// Plans one round for a Job with these pods. Where the cache does not show yet what the last round has
+/// done, it is not to be `trusted`: nothing is created, and nothing ends.
+pub fn plan(job: &Job, owned: &[Arc<Pod>], trusted: bool, now: Timestamp) -> Plan {
+    let mut plan = Plan { status: job.status.clone().unwrap_or_default(), ..Default::default() };
+    let spec = job.spec.clone().unwrap_or_default();
+    let round = Round::new(job, &spec, owned, now);
+    if is_finished(&plan.status) {
+        plan.release = round.tracked().map(|pod| pod.name().to_owned()).collect();
+        return plan;
     }
-    finish(&mut plan, active.is_empty() && leaving == 0, now);
-    plan.status.active = i32::try_from(active.len()).ok().filter(|n| *n != 0);
-    plan.status.terminating = i32::try_from(leaving).ok();
-    plan.status.ready = i32::try_from(active.iter().filter(|pod| pods::is_ready(pod)).count()).ok();
-    plan.status.succeeded = plan.status.succeeded.filter(|n| *n != 0);
-    plan.status.failed = plan.status.failed.filter(|n| *n != 0);
+    let mut notes = plan.status.uncounted_terminated_pods.take().unwrap_or_default();
+    settle(&round, &mut plan.status, &mut notes);
+    let tally = tally(&round, &plan.status, &notes);
+    let suspended = spec.suspend == Some(true);
+    if !suspended {
+        plan.status.start_time.get_or_insert(Time(now));
+    }
+    let fate = decide(&round, &tally, &mut plan);
+    if fate.is_some() {
+        plan.delete = round.active.iter().map(|pod| pod.name().to_owned()).collect();
+    } else if trusted && !job.is_terminating() {
+        suspension(&mut plan, suspended, now);
+        manage(&round, &tally, &mut plan);
+    }
+    let all_noted = note(&round, &tally, fate.as_ref(), &mut plan, &mut notes);
+    let status = &mut plan.status;
+    if round.indexes.is_some() {
+        status.succeeded = Some(tally.done.len());
+        status.completed_indexes = Some(tally.done.to_string()).filter(|text| !text.is_empty());
+        status.failed_indexes = tally.lost.as_ref().map(Indexes::to_string);
+    }
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    status.active = Some(count(round.active.len())).filter(|n| *n != 0);
+    status.terminating = Some(count(round.leaving));
+    status.ready = Some(count(round.active.iter().filter(|pod| pods::is_ready(pod)).count()));
+    status.succeeded = status.succeeded.filter(|n| *n != 0);
+    status.failed = status.failed.filter(|n| *n != 0);
+    let quiet = trusted && round.active.is_empty() && round.leaving == 0 && round.tracked().next().is_none();
+    let counted = all_noted && notes == UncountedTerminatedPods::default();
+    status.uncounted_terminated_pods = Some(notes);
+    if let Some(fate) = fate.filter(|_| quiet && counted) {
+        finish(&mut plan, &fate, now);
+    }
     plan
 }
 
-/// Decides whether the Job has succeeded or failed.
-fn judge(job: &Job, plan: &mut Plan, succeeded: i32, failed: i32, active: usize, now: Timestamp) {
-    let spec = job.spec.clone().unwrap_or_default();
-    if is(&plan.status, "SuccessCriteriaMet") || is(&plan.status, "FailureTarget") {
-        return;
-    }
-    let started = plan.status.start_time.as_ref().map_or(now, |t| t.0);
-    let deadline = spec.active_deadline_seconds.map(SignedDuration::from_secs);
-    let left = deadline.map(|deadline| deadline - now.duration_since(started));
-    let done = match spec.completions {
-        Some(wanted) => succeeded >= wanted,
-        // Without a number, the first success ends it as soon as the others have ended too.
-        None => succeeded > 0 && active == 0,
+/// Moves notes of pods whose finalizer is gone into the counters.
+fn settle(round: &Round<'_>, status: &mut JobStatus, notes: &mut UncountedTerminatedPods) {
+    let tracked: BTreeSet<&str> = round.tracked().map(|pod| pod.uid()).collect();
+    let gone = |list: &mut Option<Vec<String>>| {
+        let (keep, done): (Vec<_>, Vec<_>) =
+            list.take().unwrap_or_default().into_iter().partition(|uid| tracked.contains(uid.as_str()));
+        *list = Some(keep).filter(|keep| !keep.is_empty());
+        i32::try_from(done.len()).unwrap_or(i32::MAX)
     };
-    if failed > spec.backoff_limit.unwrap_or(6) {
+    let succeeded = gone(&mut notes.succeeded);
+    status.succeeded = Some(status.succeeded.unwrap_or(0).saturating_add(succeeded));
+    status.failed = Some(status.failed.unwrap_or(0).saturating_add(gone(&mut notes.failed)));
+}
+
+/// How a Job ends: the condition that says so while its pods are still there, and why.
+#[derive(Debug, Clone, PartialEq)]
+struct Fate {
+    won: bool,
+    reason: String,
+    message: String,
+}
+
+impl Fate {
+    fn of(won: bool, reason: &str, message: impl Into<String>) -> Fate {
+        Fate { won, reason: reason.into(), message: message.into() }
+    }
+}
+
+/// Decides whether the Job has succeeded or failed, and notes that in its conditions.
+fn decide(round: &Round<'_>, tally: &Tally<'_>, plan: &mut Plan) -> Option<Fate> {
+    for (kind, won) in [("SuccessCriteriaMet", true), ("FailureTarget", false)] {
+        let mut conditions = plan.status.conditions.iter().flatten();
+        if let Some(c) = conditions.find(|c| c.type_ == kind && c.status == "True") {
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            return Some(Fate { won, reason: text(&c.reason), message: text(&c.message) });
+        }
+    }
+    let fate = failure(round, tally, plan).or_else(|| success(round, tally))?;
+    let kind = if fate.won { "SuccessCriteriaMet" } else { "FailureTarget" };
+    set(&mut plan.status, kind, "True", &fate.reason, &fate.message, round.now);
+    Some(fate)
+}
+
+fn failure(round: &Round<'_>, tally: &Tally<'_>, plan: &mut Plan) -> Option<Fate> {
+    let spec = round.spec;
+    let ends =
+        round.owned.iter().filter(|pod| round.has_failed(pod)).find_map(|pod| match round.verdict(pod) {
+            Verdict::FailJob(why) => Some(why),
+            _ => None,
+        });
+    if let Some(why) = ends {
+        return Some(Fate::of(false, "PodFailurePolicy", why));
+    }
+    let unlimited = if round.per_index { i32::MAX } else { 6 };
+    let limit = spec.backoff_limit.unwrap_or(unlimited);
+    if tally.failed > limit || restarted_too_often(round, limit) {
         let message = "Job has reached the specified backoff limit";
-        set(&mut plan.status, "FailureTarget", "True", "BackoffLimitExceeded", message, now);
-    } else if left.is_some_and(|left| left <= SignedDuration::ZERO) {
-        let message = "Job was active longer than specified deadline";
-        set(&mut plan.status, "FailureTarget", "True", "DeadlineExceeded", message, now);
-    } else if done {
-        let message = "Reached expected number of succeeded pods";
-        set(&mut plan.status, "SuccessCriteriaMet", "True", "CompletionsReached", message, now);
-    } else {
-        plan.wait = left.and_then(|left| Duration::try_from(left).ok());
+        return Some(Fate::of(false, "BackoffLimitExceeded", message));
+    }
+    let running = plan.status.start_time.as_ref().filter(|_| spec.suspend != Some(true));
+    let deadline = spec.active_deadline_seconds.map(SignedDuration::from_secs);
+    if let Some((since, deadline)) = running.zip(deadline) {
+        let left = deadline - round.now.duration_since(since.0);
+        if left <= SignedDuration::ZERO {
+            let message = "Job was active longer than specified deadline";
+            return Some(Fate::of(false, "DeadlineExceeded", message));
+        }
+        plan.look_again_in(Duration::try_from(left).unwrap_or_default());
+    }
+    let lost = tally.lost.as_ref().map_or(0, Indexes::len);
+    if lost > spec.max_failed_indexes.unwrap_or(i32::MAX) {
+        let message = "Job has exceeded the specified maximal number of failed indexes";
+        return Some(Fate::of(false, "MaxFailedIndexesExceeded", message));
+    }
+    let all = round.indexes.is_some_and(|all| lost.saturating_add(tally.done.len()) >= all);
+    (lost > 0 && all).then(|| Fate::of(false, "FailedIndexes", "Job has failed indexes"))
+}
+
+/// Whether containers that are restarted in place have been so more often than allowed.
+fn restarted_too_often(round: &Round<'_>, limit: i32) -> bool {
+    let template = round.spec.template.spec.as_ref();
+    if template.and_then(|s| s.restart_policy.as_deref()) != Some("OnFailure") {
+        return false;
+    }
+    let alive = round.owned.iter().filter(|pod| matches!(pods::phase(pod), "Running" | "Pending"));
+    let statuses = alive.filter_map(|pod| pod.status.as_ref()).flat_map(|status| {
+        let main = status.container_statuses.iter().flatten();
+        main.chain(status.init_container_statuses.iter().flatten())
+    });
+    let restarts = statuses.map(|c| c.restart_count).fold(0, i32::saturating_add);
+    if limit == 0 { restarts > 0 } else { restarts >= limit }
+}
+
+fn success(round: &Round<'_>, tally: &Tally<'_>) -> Option<Fate> {
+    if let Some(completions) = round.indexes
+        && let Some(message) = policy::succeeded(round.spec.success_policy.as_ref(), completions, &tally.done)
+    {
+        return Some(Fate::of(true, "SuccessPolicy", message));
+    }
+    let done = match round.spec.completions {
+        Some(wanted) => tally.succeeded >= wanted,
+        // Without a number, the first success ends it as soon as the others have ended too.
+        None => tally.succeeded > 0 && round.active.is_empty(),
+    };
+    done.then(|| Fate::of(true, "CompletionsReached", "Reached expected number of succeeded pods"))
+}
+
+fn suspension(plan: &mut Plan, suspended: bool, now: Timestamp) {
+    if suspended {
+        if set(&mut plan.status, "Suspended", "True", "JobSuspended", "Job suspended", now) {
+            plan.notice(false, "Suspended", "Job suspended");
+        }
+    } else if is(&plan.status, "Suspended") {
+        set(&mut plan.status, "Suspended", "False", "JobResumed", "Job resumed", now);
+        plan.notice(false, "Resumed", "Job resumed");
+        // The deadline is for the time a Job runs without a pause.
+        plan.status.start_time = Some(Time(now));
     }
 }
 
 /// Brings the number of active pods to what it should be.
-fn manage(
-    job: &Job,
-    plan: &mut Plan,
-    active: &[&Arc<Pod>],
-    owned: &[Arc<Pod>],
-    succeeded: i32,
-    indexed: bool,
-    now: Timestamp,
-) {
-    let spec = job.spec.clone().unwrap_or_default();
+fn manage(round: &Round<'_>, tally: &Tally<'_>, plan: &mut Plan) {
+    let spec = round.spec;
+    let active = round.active.len();
     let parallelism = spec.parallelism.unwrap_or(1).max(0);
     let wanted = match spec.completions {
-        Some(completions) => (completions - succeeded).clamp(0, parallelism),
-        None if succeeded > 0 => parallelism.min(active.len() as i32),
-        None => parallelism,
-    } as usize;
-    if active.len() > wanted {
-        // Those that have come least far go first.
-        let mut sorted = active.to_vec();
-        sorted.sort_by_key(|pod| (pods::is_ready(pod), pods::phase(pod) == "Running"));
-        plan.delete.extend(sorted[..active.len() - wanted].iter().map(|pod| pod.name().to_owned()));
+        _ if spec.suspend == Some(true) => 0,
+        Some(completions) => (completions - tally.succeeded).clamp(0, parallelism) as usize,
+        None if tally.succeeded > 0 => active,
+        None => parallelism as usize,
+    };
+    let mut surplus = surplus(round, active.saturating_sub(wanted));
+    surplus.truncate(BURST_MAX);
+    if !surplus.is_empty() {
+        // What is taken away is neither a success nor a failure.
+        plan.delete = surplus.iter().map(|pod| pod.name().to_owned()).collect();
+        plan.release = surplus.iter().filter(|p| is_tracked(p)).map(|pod| pod.name().to_owned()).collect();
         return;
     }
-    let missing = (wanted - active.len()).min(BURST_MAX);
+    let leaving = if round.only_failed { round.leaving } else { 0 };
+    let missing = wanted.saturating_sub(active + leaving).min(BURST_MAX);
     if missing == 0 {
         return;
     }
-    if let Some(pause) = pause_after_failures(owned, now) {
-        plan.wait = Some(plan.wait.map_or(pause, |wait| wait.min(pause)));
+    if !round.per_index
+        && let Some(pause) = backoff::after_failures(round.owned, |pod| round.has_failed(pod), round.now)
+    {
+        plan.look_again_in(pause);
         return;
     }
-    if !indexed {
-        plan.create = vec![None; missing];
+    let Some(completions) = round.indexes else {
+        plan.create = vec![NewPod::default(); missing];
+        return;
+    };
+    let mut taken = tally.done.clone();
+    let present = round.owned.iter().filter(|pod| {
+        pods::is_active(pod) || (round.only_failed && pod.is_terminating() && !pods::is_finished(pod))
+    });
+    taken.extend(present.filter_map(|pod| round.index(pod)));
+    let lost = tally.lost.clone().unwrap_or_default();
+    let free = taken.merged(&lost).first_missing(missing, completions);
+    if !round.per_index {
+        plan.create = free.into_iter().map(|i| NewPod { index: Some(i), failures: None }).collect();
         return;
     }
-    let done = parse_indexes(plan.status.completed_indexes.as_deref().unwrap_or_default());
-    let taken: BTreeSet<i32> = active.iter().filter_map(|pod| index_of(pod)).collect();
-    let free = (0..spec.completions.unwrap_or(0)).filter(|i| !done.contains(i) && !taken.contains(i));
-    plan.create = free.take(missing).map(Some).collect();
+    for index in free {
+        let last = tally.waiting.get(&index);
+        match last.and_then(|pod| backoff::after_index(pod, round.now)) {
+            Some(pause) => plan.look_again_in(pause),
+            None => {
+                let failures = last.map_or((0, 0), |pod| {
+                    let ignored = round.verdict(pod) == Verdict::Ignore;
+                    let (counted, skipped) = backoff::failures_of(pod);
+                    (counted + i32::from(!ignored), skipped + i32::from(ignored))
+                });
+                plan.create.push(NewPod { index: Some(index), failures: Some(failures) });
+            }
+        }
+    }
 }
 
-/// How long to wait before replacing failed pods: ten seconds after the first, then twice as long each
-/// time, up to ten minutes; from the last failure on.
-fn pause_after_failures(owned: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
-    let ended = |pod: &Pod| {
-        let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
-        let ends = statuses.filter_map(|s| s.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
-        ends.map(|t| t.0).max().or_else(|| {
-            let ready = pods::condition(pod, "Ready")?;
-            ready.last_transition_time.as_ref().map(|t| t.0)
-        })
-    };
-    let last_success = owned.iter().filter(|p| pods::phase(p) == "Succeeded").filter_map(|p| ended(p)).max();
-    let failures: Vec<Timestamp> = owned
-        .iter()
-        .filter(|pod| pods::phase(pod) == "Failed")
-        .filter_map(|pod| ended(pod))
-        .filter(|at| last_success.is_none_or(|success| *at > success))
-        .collect();
-    let last = failures.iter().max()?;
-    let shape = stdx::Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(600) };
-    let pause = shape.delay(u32::try_from(failures.len()).unwrap_or(u32::MAX));
-    let passed = Duration::try_from(now.duration_since(*last)).unwrap_or_default();
-    Some(pause.saturating_sub(passed)).filter(|left| !left.is_zero())
+/// Active pods to take away: at least so many, and whoever has no index or somebody else's. Those that have
+/// come least far go first.
+fn surplus<'a>(round: &Round<'a>, at_least: usize) -> Vec<&'a Arc<Pod>> {
+    let mut sorted = round.active.clone();
+    sorted.sort_by_key(|pod| {
+        (pods::is_ready(pod), pods::phase(pod) == "Running", !pods::node_name(pod).is_empty())
+    });
+    let (mut out, mut left) = (Vec::new(), Vec::new());
+    let mut seen = BTreeSet::new();
+    for pod in sorted.into_iter().rev() {
+        let fits = round.indexes.is_none() || round.index(pod).is_some_and(|index| seen.insert(index));
+        if fits { left.push(pod) } else { out.push(pod) }
+    }
+    let more = at_least.saturating_sub(out.len());
+    out.extend(left.into_iter().rev().take(more));
+    out
 }
 
-/// Ends a Job whose fate is decided once all its pods have ended and are counted.
-fn finish(plan: &mut Plan, quiet: bool, now: Timestamp) {
-    let counted = plan.status.uncounted_terminated_pods.is_none();
-    if is_finished(&plan.status) || !quiet || !counted {
-        return;
+/// Notes pods that have ended, and says whose finalizer can go. False where there were too many for one
+/// round.
+fn note(
+    round: &Round<'_>,
+    tally: &Tally<'_>,
+    fate: Option<&Fate>,
+    plan: &mut Plan,
+    notes: &mut UncountedTerminatedPods,
+) -> bool {
+    let dissolve = fate.is_some() || round.job.is_terminating();
+    for pod in round.tracked() {
+        if noted(&notes.succeeded, pod) || noted(&notes.failed, pod) {
+            plan.release.push(pod.name().to_owned());
+            continue;
+        }
+        let (won, failed) = (pods::phase(pod) == "Succeeded", round.has_failed(pod));
+        let awaited = round.index(pod).and_then(|index| tally.waiting.get(&index));
+        let held = awaited.is_some_and(|last| last.uid() == pod.uid());
+        if !dissolve && !won && (!failed || held) {
+            continue;
+        }
+        if length(&notes.succeeded) + length(&notes.failed) >= UNCOUNTED_MAX as i32 {
+            return false;
+        }
+        plan.release.push(pod.name().to_owned());
+        if !round.counts(pod) {
+            continue;
+        }
+        if won {
+            if round.indexes.is_none() {
+                notes.succeeded.get_or_insert_default().push(pod.uid().to_owned());
+            }
+        } else if (failed || fate.is_some_and(|fate| !fate.won)) && round.verdict(pod) != Verdict::Ignore {
+            // A Job that has failed takes whoever is left with it.
+            notes.failed.get_or_insert_default().push(pod.uid().to_owned());
+        }
     }
-    let fate = |kind: &str| {
-        let found = plan.status.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == "True");
-        found.map(|c| (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default()))
-    };
-    if let Some((reason, message)) = fate("SuccessCriteriaMet") {
-        set(&mut plan.status, "Complete", "True", &reason, &message, now);
+    true
+}
+
+/// Ends a Job whose fate is decided and whose pods have ended and are counted.
+fn finish(plan: &mut Plan, fate: &Fate, now: Timestamp) {
+    let kind = if fate.won { "Complete" } else { "Failed" };
+    set(&mut plan.status, kind, "True", &fate.reason, &fate.message, now);
+    if fate.won {
         plan.status.completion_time = Some(Time(now));
-        plan.event = Some(("Completed", "Job completed".into()));
-    } else if let Some((reason, message)) = fate("FailureTarget") {
-        set(&mut plan.status, "Failed", "True", &reason, &message, now);
-        let reason = if reason == "DeadlineExceeded" { "DeadlineExceeded" } else { "BackoffLimitExceeded" };
-        plan.event = Some((reason, message));
+        plan.notice(false, "Completed", "Job completed");
+    } else {
+        plan.notice(true, &fate.reason, &fate.message);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(1_800_000_000 + seconds).unwrap()
-    }
-
-    fn job(spec: Value) -> Job {
-        Job::from_value(json!({"metadata": {"name": "j"}, "spec": spec})).unwrap()
-    }
-
-    fn pod(name: &str, phase: &str, tracked: bool, index: i32) -> Arc<Pod> {
-        let finalizers = if tracked { json!([TRACKING]) } else { json!([]) };
-        Arc::new(
-            Pod::from_value(json!({"metadata": {"name": name, "uid": name, "finalizers": finalizers,
-                "annotations": {INDEX: index.to_string()}}, "status": {"phase": phase, "conditions": [
-                {"type": "Ready", "status": "False", "lastTransitionTime": at(0).to_string()}]}}))
-            .unwrap(),
-        )
-    }
-
-    fn next(job: &mut Job, owned: &[Arc<Pod>], seconds: i64) -> Plan {
-        let plan = plan(job, owned, at(seconds));
-        job.status = Some(plan.status.clone());
-        plan
-    }
-
-    #[test]
-    fn a_job_runs_to_completion() {
-        let template = json!({"spec": {"containers": []}});
-        let mut j = job(json!({"completions": 2, "parallelism": 1, "template": template}));
-        assert_eq!(next(&mut j, &[], 0).create, [None]);
-        assert!(next(&mut j, &[pod("a", "Running", true, 0)], 1).create.is_empty());
-        let noted = next(&mut j, &[pod("a", "Succeeded", true, 0)], 2);
-        assert_eq!(noted.create.len(), 1, "the next may start while the first is being counted");
-        let released = next(&mut j, &[pod("a", "Succeeded", true, 0)], 3);
-        assert_eq!(released.release, ["a"]);
-        let both = [pod("a", "Succeeded", false, 0), pod("b", "Succeeded", true, 0)];
-        assert!(next(&mut j, &both, 4).create.is_empty());
-        assert_eq!(j.status.as_ref().unwrap().succeeded, Some(1));
-        assert!(
-            is(j.status.as_ref().unwrap(), "SuccessCriteriaMet") && !is_finished(j.status.as_ref().unwrap())
-        );
-        let last = next(&mut j, &[], 5);
-        assert!(is(&last.status, "Complete") && last.status.succeeded == Some(2));
-        assert_eq!(last.event.unwrap().0, "Completed");
-        assert_eq!(next(&mut j, &[], 6).event, None);
-    }
-
-    #[test]
-    fn failures_pause_and_end() {
-        let mut j = job(json!({"completions": 1, "backoffLimit": 1, "template": {}}));
-        let one = [pod("a", "Failed", true, 0)];
-        let paused = next(&mut j, &one, 4);
-        assert_eq!((paused.create.len(), paused.wait), (0, Some(Duration::from_secs(6))));
-        let two = [pod("a", "Failed", false, 0), pod("b", "Failed", true, 0)];
-        assert!(is(&next(&mut j, &two, 20).status, "FailureTarget"));
-        let failed = next(&mut j, &[], 21);
-        assert_eq!(
-            failed.event.unwrap(),
-            ("BackoffLimitExceeded", "Job has reached the specified backoff limit".into())
-        );
-    }
-
-    #[test]
-    fn indexes_and_deadlines() {
-        let mut j = job(json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
-            "activeDeadlineSeconds": 30, "template": {}}));
-        assert_eq!(next(&mut j, &[], 0).create, [Some(0), Some(1), Some(2)]);
-        let owned = [pod("a", "Succeeded", true, 1), pod("b", "Running", true, 0)];
-        let plan = next(&mut j, &owned, 1);
-        assert_eq!((plan.create, plan.status.completed_indexes.as_deref()), (vec![Some(2)], Some("1")));
-        assert_eq!(plan.wait, Some(Duration::from_secs(29)));
-        let late = next(&mut j, &owned, 30);
-        assert!(is(&late.status, "FailureTarget"));
-        assert_eq!(late.delete, ["b"]);
-        assert_eq!(format_indexes(&parse_indexes("0-2,5,7,8")), "0-2,5,7,8");
-    }
-}
+#[path = "tests.rs"]
+mod tests;

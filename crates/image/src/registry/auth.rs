@@ -70,7 +70,7 @@ pub(super) async fn authorization(
     transport: &Transport,
     challenge: &Challenge,
     auth: Option<&cri::ImageAuth>,
-    repository: &str,
+    default_scope: &str,
 ) -> Result<Option<HeaderValue>> {
     if let Some(token) = auth.map(|a| a.registry_token.as_str()).filter(|t| !t.is_empty()) {
         return secret(format!("Bearer {token}")).map(Some);
@@ -80,7 +80,7 @@ pub(super) async fn authorization(
         Challenge::Basic => return basic.transpose(),
         Challenge::Bearer { realm, service, scope } => (realm, service, scope),
     };
-    let scope = if scope.is_empty() { format!("repository:{repository}:pull") } else { scope.clone() };
+    let scope = if scope.is_empty() { default_scope.to_owned() } else { scope.clone() };
     let identity = auth.map(|a| a.identity_token.as_str()).filter(|t| !t.is_empty());
     let response = match identity {
         Some(identity) => {

@@ -4,23 +4,30 @@
 //! the configured mirrors first, then to the registry itself.
 
 mod auth;
-mod transport;
+mod tls;
+pub(crate) mod transport;
+mod upload;
+
+pub(crate) use upload::Uploaded;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use parking_lot::Mutex;
 
 use self::auth::{Challenge, authorization};
-use self::transport::{Response, Transport};
+use self::transport::{Body, Response, Transport};
 use crate::config::MANIFEST_TYPES;
 use crate::content::{BlobWriter, Content, DOCUMENT_LEN_MAX};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::reference::Reference;
+use crate::registries::{HostTls, Place, Registries};
 
+/// How often one blob's stream is taken up again.
+const RESUMES_MAX: u32 = 10;
 /// Longest error body that is read for its message.
 const ERROR_BODY_LEN_MAX: usize = 16 << 10;
 
@@ -28,37 +35,107 @@ const ERROR_BODY_LEN_MAX: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Registry {
     insecure: BTreeSet<String>,
-    mirrors: BTreeMap<String, Vec<String>>,
-    transport: Arc<Transport>,
+    registries: Registries,
+    ca_file: Option<PathBuf>,
+    /// PEM of authorities that stand instead of all others.
+    ca: Option<Vec<u8>>,
+    /// Whether any certificate, and none at all, will do.
+    careless: bool,
+    transports: Mutex<BTreeMap<HostTls, Arc<Transport>>>,
 }
 
 impl Registry {
-    pub(crate) fn new(
-        insecure: Vec<String>,
-        mirrors: BTreeMap<String, Vec<String>>,
-        ca_file: Option<PathBuf>,
-    ) -> Registry {
-        let transport = Arc::new(Transport::new(ca_file));
-        Registry { insecure: insecure.into_iter().collect(), mirrors, transport }
+    pub(crate) fn new(insecure: Vec<String>, registries: Registries, ca_file: Option<PathBuf>) -> Registry {
+        Registry {
+            insecure: insecure.into_iter().collect(),
+            registries,
+            ca_file,
+            ca: None,
+            careless: false,
+            transports: Mutex::default(),
+        }
+    }
+
+    /// The same with other trust, for one push.
+    pub(crate) fn with(&self, careless: bool, ca: Option<&[u8]>) -> Registry {
+        Registry {
+            insecure: self.insecure.clone(),
+            registries: self.registries.clone(),
+            ca_file: self.ca_file.clone(),
+            ca: ca.map(<[u8]>::to_vec),
+            careless,
+            transports: Mutex::default(),
+        }
+    }
+
+    /// Connections to a host; hosts with the same TLS share them.
+    fn transport(&self, host: &str) -> Arc<Transport> {
+        let mut tls = self.registries.tls_of(host);
+        if tls.ca_file.is_none() {
+            tls.ca_file.clone_from(&self.ca_file);
+        }
+        tls.insecure_skip_verify |= self.careless;
+        let make = || Arc::new(Transport::new(tls.clone(), self.ca.clone()));
+        self.transports.lock().entry(tls.clone()).or_insert_with(make).clone()
+    }
+
+    /// GET of any URL; an answer that is no success is an error.
+    pub(crate) async fn fetch(&self, url: &str, headers: HeaderMap) -> Result<Response> {
+        let response = self.transport("").get(url, headers).await?;
+        match response.status.is_success() {
+            true => Ok(response),
+            false => Err(Error::Protocol { url: url.to_owned(), message: response.status.to_string() }),
+        }
     }
 
     /// The places to ask for `reference`, in order.
     pub(crate) fn sessions(&self, reference: &Reference, auth: Option<&cri::ImageAuth>) -> Vec<Session> {
-        let mirrors = self.mirrors.get(reference.host()).into_iter().flatten();
-        let mirrors = mirrors.map(|base| (base.trim_end_matches('/').to_owned(), None));
+        let mut places = self.registries.mirrors_of(reference);
+        places.push(self.own_place(reference));
+        places.into_iter().map(|place| self.session(place, reference, auth, "pull")).collect()
+    }
+
+    /// Where to push to: the registry itself, never a mirror.
+    pub(crate) async fn push_session(&self, reference: &Reference, auth: Option<&cri::ImageAuth>) -> Session {
+        let mut place = self.own_place(reference);
+        if self.careless && place.base.starts_with("https://") {
+            let probe =
+                self.transport(&place.host).get(&format!("{}/v2/", place.base), HeaderMap::new()).await;
+            if probe.is_err() {
+                place.base = place.base.replacen("https://", "http://", 1);
+            }
+        }
+        self.session(place, reference, auth, "pull,push")
+    }
+
+    fn own_place(&self, reference: &Reference) -> Place {
         let scheme = if self.is_plain(reference.api_host()) { "http" } else { "https" };
-        let own = (format!("{scheme}://{}", reference.api_host()), auth.cloned());
-        mirrors
-            .chain([own])
-            .map(|(base, auth)| Session {
-                base: format!("{base}/v2/{}", reference.repository()),
-                repository: reference.repository().to_owned(),
-                reference: reference.to_string(),
-                auth,
-                authorization: Mutex::new(None),
-                transport: self.transport.clone(),
-            })
-            .collect()
+        Place {
+            base: format!("{scheme}://{}", reference.api_host()),
+            repository: reference.repository().to_owned(),
+            host: reference.host().to_owned(),
+            mirror: false,
+        }
+    }
+
+    fn session(
+        &self,
+        place: Place,
+        reference: &Reference,
+        auth: Option<&cri::ImageAuth>,
+        actions: &str,
+    ) -> Session {
+        let own = self.registries.auth_of(&place.host);
+        // What was given for the registry is none of its mirrors' business.
+        let auth = if place.mirror { own } else { auth.cloned().or(own) };
+        Session {
+            base: format!("{}/v2/{}", place.base, place.repository),
+            scope: format!("repository:{}:{actions}", place.repository),
+            reference: reference.to_string(),
+            auth,
+            authorization: Mutex::new(None),
+            transport: self.transport(&place.host),
+        }
     }
 
     /// Whether TLS is left out: loopback, as Docker does, and hosts configured so.
@@ -76,7 +153,8 @@ impl Registry {
 /// One repository at one place.
 pub(crate) struct Session {
     base: String,
-    repository: String,
+    /// What a token has to allow, where the registry does not say.
+    scope: String,
     reference: String,
     auth: Option<cri::ImageAuth>,
     /// The `Authorization` header that was accepted last.
@@ -102,7 +180,8 @@ impl Session {
         }
     }
 
-    /// Streams a blob into the content store and checks it; `progress` hears the bytes so far.
+    /// Streams a blob into the content store and checks it; `progress` hears the bytes so far. A stream that
+    /// breaks off goes on where it was.
     pub(crate) async fn blob(
         &self,
         content: &Content,
@@ -111,48 +190,90 @@ impl Session {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<()> {
         let url = format!("{}/blobs/{digest}", self.base);
-        let mut response = self.get(&url, HeaderMap::new()).await?;
         let mut writer: BlobWriter<'_> = content.writer()?;
-        while let Some(chunk) = response.chunk().await.map_err(|message| unavailable(&url, message))? {
-            // Disk writes of a network chunk go to the page cache; the sync at the end is the slow part.
-            writer.write(&chunk)?;
-            if writer.len > len_max {
-                return Err(Error::TooLarge { what: format!("blob {digest}"), limit: len_max });
+        let mut resumed = 0;
+        loop {
+            let mut headers = HeaderMap::new();
+            if writer.len > 0 {
+                let range = format!("bytes={}-", writer.len);
+                headers.insert(header::RANGE, HeaderValue::try_from(range).map_err(upload::bad_header)?);
             }
-            progress(writer.len);
+            let mut response = self.get(&url, headers).await?;
+            if writer.len > 0 && response.status != StatusCode::PARTIAL_CONTENT {
+                // It sends all of it again.
+                writer = content.writer()?;
+            }
+            let before = writer.len;
+            let broken = loop {
+                match response.chunk().await {
+                    // Disk writes of a network chunk go to the page cache; the sync at the end is the slow part.
+                    Ok(Some(chunk)) => writer.write(&chunk)?,
+                    Ok(None) => break None,
+                    Err(message) => break Some(message),
+                }
+                if writer.len > len_max {
+                    return Err(Error::TooLarge { what: format!("blob {digest}"), limit: len_max });
+                }
+                progress(writer.len);
+            };
+            match broken {
+                None => break,
+                Some(message) if resumed >= RESUMES_MAX || writer.len == before => {
+                    return Err(unavailable(&url, message));
+                }
+                Some(message) => {
+                    resumed += 1;
+                    tracing::debug!(url, message, at = writer.len, "a layer's stream broke off, going on");
+                }
+            }
         }
-        writer.commit(Some(digest)).map(drop)
+        writer.commit(Some(digest)).map(drop).map_err(|e| match e {
+            Error::DigestMismatch { expected, actual } => Error::LyingBlob { url, expected, actual },
+            e => e,
+        })
     }
 
     async fn get(&self, url: &str, headers: HeaderMap) -> Result<Response> {
+        let response = self.request(Method::GET, url, headers, Body::Empty).await?;
+        self.check(url, response).await
+    }
+
+    /// One request; where the registry asks for credentials, again with them.
+    async fn request(&self, method: Method, url: &str, headers: HeaderMap, body: Body) -> Result<Response> {
         let known = self.authorization.lock().clone();
-        let response = self.send(url, &headers, known.as_ref()).await?;
+        let response = self.send(&method, url, &headers, body.clone(), known.as_ref()).await?;
         if response.status != StatusCode::UNAUTHORIZED {
-            return self.check(url, response).await;
+            return Ok(response);
         }
         let challenges = response.headers.get_all(header::WWW_AUTHENTICATE);
         let challenge = challenges.iter().filter_map(|v| Challenge::parse(v.to_str().ok()?)).next();
-        let Some(challenge) = challenge else { return self.check(url, response).await };
-        let granted = authorization(&self.transport, &challenge, self.auth.as_ref(), &self.repository).await;
+        let Some(challenge) = challenge else { return Ok(response) };
+        let granted = authorization(&self.transport, &challenge, self.auth.as_ref(), &self.scope).await;
         let granted = granted.map_err(|e| e.for_reference(&self.reference))?;
-        let Some(granted) = granted else { return self.check(url, response).await };
-        let response = self.send(url, &headers, Some(&granted)).await?;
-        let response = self.check(url, response).await?;
-        *self.authorization.lock() = Some(granted);
+        let Some(granted) = granted else { return Ok(response) };
+        let response = self.send(&method, url, &headers, body, Some(&granted)).await?;
+        if response.status != StatusCode::UNAUTHORIZED {
+            *self.authorization.lock() = Some(granted);
+        }
         Ok(response)
     }
 
     async fn send(
         &self,
+        method: &Method,
         url: &str,
         headers: &HeaderMap,
+        body: Body,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response> {
         let mut headers = headers.clone();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
-        self.transport.get(url, headers).await
+        match *method {
+            Method::GET => self.transport.get(url, headers).await,
+            _ => self.transport.send(method.clone(), url, headers, body).await,
+        }
     }
 
     async fn check(&self, url: &str, response: Response) -> Result<Response> {
@@ -209,7 +330,7 @@ mod tests {
 
     #[test]
     fn plain_http_only_on_loopback_or_when_told() {
-        let registry = Registry::new(vec!["registry.local:5000".into()], BTreeMap::new(), None);
+        let registry = Registry::new(vec!["registry.local:5000".into()], Registries::default(), None);
         let plain = [
             "localhost",
             "localhost:5000",
@@ -228,8 +349,8 @@ mod tests {
 
     #[test]
     fn mirrors_come_first_and_get_no_credentials() {
-        let mirrors = BTreeMap::from([("docker.io".to_owned(), vec!["http://mirror:5000/".to_owned()])]);
-        let registry = Registry::new(Vec::new(), mirrors, None);
+        let registries = r#"{"mirrors": {"docker.io": {"endpoint": ["http://mirror:5000/"]}}}"#;
+        let registry = Registry::new(Vec::new(), serde_json::from_str(registries).unwrap(), None);
         let auth = cri::ImageAuth { username: "u".into(), ..Default::default() };
         let sessions = registry.sessions(&"busybox".parse().unwrap(), Some(&auth));
         let bases: Vec<_> = sessions.iter().map(|s| (s.base.as_str(), s.auth.is_some())).collect();

@@ -1,22 +1,23 @@
 //! HTTP and HTTPS GET and POST over hyper and rustls, with redirects and time limits.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::error::{Error, Result};
+use crate::registries::HostTls;
 
 /// How long connecting and the TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -24,25 +25,87 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest chain of redirects; blobs usually need one.
 const REDIRECTS_MAX: usize = 5;
-/// Where distributions keep the system's certificate authorities.
-const CA_FILES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
-/// Makes connections. A connection serves one request: pulls are few and long.
+/// Makes connections to hosts with the same TLS. A connection serves one request: pulls are few and long.
 pub(crate) struct Transport {
-    ca_file: Option<PathBuf>,
+    settings: HostTls,
+    ca: Option<Vec<u8>>,
     /// Built at the first HTTPS request: reading all authorities costs memory and time.
     tls: Mutex<Option<Arc<ClientConfig>>>,
 }
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Transport").field("ca_file", &self.ca_file).finish_non_exhaustive()
+        f.debug_struct("Transport").field("settings", &self.settings).finish_non_exhaustive()
     }
+}
+
+/// What a request carries.
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    /// Nothing.
+    Empty,
+    /// These bytes.
+    Bytes(Bytes),
+    /// A part of a file.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Where the part begins.
+        offset: u64,
+        /// Its length.
+        len: u64,
+    },
+}
+
+/// Size of the pieces that a file is sent in.
+const PIECE_LEN: usize = 256 << 10;
+/// Pieces read ahead of the network.
+const PIECES_MAX: usize = 4;
+
+impl Body {
+    fn len(&self) -> u64 {
+        match self {
+            Body::Empty => 0,
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::File { len, .. } => *len,
+        }
+    }
+
+    fn into_stream(self) -> BoxBody<Bytes, std::io::Error> {
+        let bytes = match self {
+            Body::Empty => Bytes::new(),
+            Body::Bytes(bytes) => bytes,
+            Body::File { path, offset, len } => return file_stream(path, offset, len),
+        };
+        Full::new(bytes).map_err(|never| match never {}).boxed()
+    }
+}
+
+fn file_stream(path: PathBuf, offset: u64, len: u64) -> BoxBody<Bytes, std::io::Error> {
+    use std::io::{Read, Seek};
+    let (pieces, queue) = tokio::sync::mpsc::channel(PIECES_MAX);
+    tokio::task::spawn_blocking(move || {
+        let send = || -> std::io::Result<()> {
+            let mut file = std::fs::File::open(&path)?;
+            file.seek(std::io::SeekFrom::Start(offset))?;
+            let mut rest = file.take(len);
+            loop {
+                let mut piece = vec![0; PIECE_LEN];
+                let n = rest.read(&mut piece)?;
+                piece.truncate(n);
+                if n == 0 || pieces.blocking_send(Ok(Frame::data(Bytes::from(piece)))).is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        if let Err(error) = send() {
+            // Nobody waits for the rest of a request that was given up.
+            let _ = pieces.blocking_send(Err(error));
+        }
+    });
+    let stream =
+        futures_util::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+    BodyExt::boxed(StreamBody::new(stream))
 }
 
 /// An answer whose body is still to be read.
@@ -71,15 +134,16 @@ impl Response {
 }
 
 impl Transport {
-    pub(crate) fn new(ca_file: Option<PathBuf>) -> Transport {
-        Transport { ca_file, tls: Mutex::new(None) }
+    /// `ca` is the PEM of authorities that stand instead of all others.
+    pub(crate) fn new(settings: HostTls, ca: Option<Vec<u8>>) -> Transport {
+        Transport { settings, ca, tls: Mutex::new(None) }
     }
 
     /// GET, following redirects. Credentials stay with the host they were meant for.
     pub(crate) async fn get(&self, url: &str, mut headers: HeaderMap) -> Result<Response> {
         let mut uri = parse(url)?;
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.once(Method::GET, &uri, headers.clone(), Bytes::new()).await?;
+            let response = self.once(Method::GET, &uri, headers.clone(), Body::Empty).await?;
             if !response.status.is_redirection() || response.status == StatusCode::NOT_MODIFIED {
                 return Ok(response);
             }
@@ -101,10 +165,21 @@ impl Transport {
         let mut headers = HeaderMap::new();
         let kind = header::HeaderValue::from_static("application/x-www-form-urlencoded");
         headers.insert(header::CONTENT_TYPE, kind);
-        self.once(Method::POST, &parse(url)?, headers, form.into()).await
+        self.once(Method::POST, &parse(url)?, headers, Body::Bytes(form.into())).await
     }
 
-    async fn once(&self, method: Method, uri: &Uri, headers: HeaderMap, body: Bytes) -> Result<Response> {
+    /// One request of any method; redirects are the caller's.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<Response> {
+        self.once(method, &parse(url)?, headers, body).await
+    }
+
+    async fn once(&self, method: Method, uri: &Uri, headers: HeaderMap, body: Body) -> Result<Response> {
         let failed = |message: String| Error::Unavailable { url: uri.to_string(), message };
         let timeout = |_| failed("timed out".into());
         let host = uri.host().ok_or_else(|| protocol(&uri.to_string(), "no host"))?;
@@ -132,25 +207,14 @@ impl Transport {
         if let Some(config) = &*slot {
             return Ok(config.clone());
         }
-        let mut roots = RootCertStore::empty();
-        let file = self.ca_file.as_deref().or_else(|| CA_FILES.iter().map(Path::new).find(|p| p.exists()));
-        if let Some(file) = file {
-            let context = format!("read certificate authorities {}", file.display());
-            let bytes = std::fs::read(file).map_err(Error::io(context))?;
-            // Authorities that rustls cannot parse are left out, as its own loader does.
-            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&bytes).filter_map(Result::ok));
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| Error::Malformed(format!("tls: {e}")))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = super::tls::client_config(&self.settings, self.ca.as_deref())?;
         Ok(slot.insert(Arc::new(config)).clone())
     }
 }
 
-fn request(method: Method, uri: &Uri, headers: HeaderMap, body: Bytes) -> Result<Request<Full<Bytes>>> {
+type Outgoing = Request<BoxBody<Bytes, std::io::Error>>;
+
+fn request(method: Method, uri: &Uri, headers: HeaderMap, body: Body) -> Result<Outgoing> {
     let target = uri.path_and_query().map_or("/", |p| p.as_str());
     let mut builder = Request::builder().method(method).uri(target);
     if let Some(all) = builder.headers_mut() {
@@ -159,11 +223,12 @@ fn request(method: Method, uri: &Uri, headers: HeaderMap, body: Bytes) -> Result
     builder
         .header(header::HOST, uri.authority().map_or("", |a| a.as_str()))
         .header(header::USER_AGENT, concat!("ferry/", env!("CARGO_PKG_VERSION")))
-        .body(Full::new(body))
+        .header(header::CONTENT_LENGTH, body.len())
+        .body(body.into_stream())
         .map_err(|e| protocol(&uri.to_string(), &e.to_string()))
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Response, String>
+async fn exchange<S>(stream: S, request: Outgoing) -> Result<Response, String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

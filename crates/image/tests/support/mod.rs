@@ -104,7 +104,7 @@ pub fn open(root: &Path) -> Arc<ImageStore> {
     ImageStore::open(StoreConfig {
         root: root.to_owned(),
         insecure_registries: Vec::new(),
-        mirrors: Default::default(),
+        registries: Default::default(),
         ca_file: None,
         clock: stdx::SystemClock::shared(),
     })

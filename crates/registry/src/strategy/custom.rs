@@ -49,10 +49,6 @@ impl CustomStrategy {
 }
 
 impl Strategy for CustomStrategy {
-    fn needs_version_on_update(&self) -> bool {
-        true
-    }
-
     fn validate_create(&self, object: &Object) -> Option<Vec<FieldError>> {
         let mut errors = self.rules(object, None);
         errors.extend(self.common(object));

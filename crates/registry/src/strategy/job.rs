@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Context, Object, Strategy, child, pod, set_default};
 use crate::allocate::Reservation;
-use crate::validate::{self, workload};
+use crate::validate::{self, job as rules};
 use crate::write::meta_text;
 
 fn default_job_spec(spec: &mut Object) {
@@ -16,6 +16,12 @@ fn default_job_spec(spec: &mut Object) {
         spec.insert("completions".into(), 1.into());
     }
     set_default(spec, "parallelism", 1);
+    // Where each index has its own limit, there is none for all of them.
+    let limit = if spec.contains_key("backoffLimitPerIndex") { i32::MAX } else { 6 };
+    set_default(spec, "backoffLimit", limit);
+    // A policy judges how pods have ended, so it has to wait for that.
+    let when = if spec.contains_key("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+    set_default(spec, "podReplacementPolicy", when);
 }
 
 /// Strategy of Jobs.
@@ -43,11 +49,11 @@ impl Strategy for Job {
     }
 
     fn validate(&self, job: &Object) -> Option<Vec<FieldError>> {
-        Some(workload::job(job.get("spec"), "spec"))
+        Some(rules::job(job.get("spec"), "spec"))
     }
 
     fn validate_update(&self, _: &str, new: &Object, old: &Object) -> Vec<FieldError> {
-        workload::job_update(new, old)
+        rules::job_update(new, old)
     }
 }
 
@@ -74,7 +80,7 @@ impl Strategy for CronJob {
             "spec.concurrencyPolicy",
             &["Allow", "Forbid", "Replace"],
         ));
-        errors.extend(workload::job(spec["jobTemplate"].get("spec"), "spec.jobTemplate.spec"));
+        errors.extend(rules::job(spec["jobTemplate"].get("spec"), "spec.jobTemplate.spec"));
         Some(errors)
     }
 }

@@ -102,11 +102,6 @@ pub trait Strategy: Send + Sync {
         self.validate(object)
     }
 
-    /// Whether PUT must name the version it replaces.
-    fn needs_version_on_update(&self) -> bool {
-        false
-    }
-
     /// Every rule the change breaks.
     fn validate_update(&self, _subresource: &str, _new: &Object, _old: &Object) -> Vec<FieldError> {
         Vec::new()

@@ -13,6 +13,40 @@ const AFFINITY_SECONDS: i64 = 10_800;
 /// `clusterIP` of a headless Service.
 const HEADLESS: &str = "None";
 
+/// What of a Service does nothing, or is on its way out.
+fn ignored(service: &Object) -> Vec<String> {
+    let (spec, none) = (service.get("spec").unwrap_or(&Value::Null), Value::Null);
+    let annotations = service.get("metadata").map_or(&none, |m| &m["annotations"]);
+    let text = |field: &str| spec[field].as_str().unwrap_or_default();
+    let external = spec["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
+    let named = text("type") == "ExternalName";
+    let headless = text("type") == "ClusterIP" && text("clusterIP") == HEADLESS;
+    let affinity = !matches!(text("sessionAffinity"), "" | "None");
+    let hints = "service.kubernetes.io/topology-aware-hints";
+    let all = [
+        (
+            annotations.get(hints).is_some(),
+            "annotation service.kubernetes.io/topology-aware-hints is deprecated, please use service.kubernetes.io/topology-mode instead",
+        ),
+        (
+            headless && !text("loadBalancerIP").is_empty(),
+            "spec.loadBalancerIP is ignored for headless services",
+        ),
+        (headless && external, "spec.externalIPs is ignored for headless services"),
+        (headless && affinity, "spec.SessionAffinity is ignored for headless services"),
+        (named && external, "spec.externalIPs is ignored when spec.type is \"ExternalName\""),
+        (
+            !named && !text("externalName").is_empty(),
+            "spec.externalName is ignored when spec.type is not \"ExternalName\"",
+        ),
+        (
+            text("trafficDistribution") == "PreferClose",
+            "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"",
+        ),
+    ];
+    all.into_iter().filter(|(holds, _)| *holds).map(|(_, text)| text.to_owned()).collect()
+}
+
 /// Strategy of Services.
 pub struct Service;
 
@@ -37,6 +71,10 @@ fn refuse(service: &Object, error: FieldError) -> Status {
 }
 
 impl Strategy for Service {
+    fn warnings(&self, service: &Object) -> Vec<String> {
+        ignored(service)
+    }
+
     fn allows_create_on_update(&self) -> bool {
         true
     }

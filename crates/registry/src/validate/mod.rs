@@ -1,8 +1,10 @@
 //! Rules for fields: metadata of every kind, and the pieces that kinds' rules are made of.
 
+pub mod job;
 mod placement;
 pub mod pod;
 pub mod rules;
+pub mod warnings;
 pub mod workload;
 
 use meta::{FieldError, names};

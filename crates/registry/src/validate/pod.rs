@@ -732,13 +732,6 @@ pub fn warnings(spec: &Object, at: &str) -> Vec<String> {
             }
         }
     }
-    for (key, instead) in
-        [("beta.kubernetes.io/os", "kubernetes.io/os"), ("beta.kubernetes.io/arch", "kubernetes.io/arch")]
-    {
-        if spec["nodeSelector"].get(key).is_some() {
-            out.push(format!("{at}.nodeSelector[{key}]: deprecated since v1.14; use \"{instead}\" instead"));
-        }
-    }
     out
 }
 

@@ -317,12 +317,7 @@ fn of_value(rule: &Rule, value: &Value, place: &str, owner: &Value) -> Option<Fi
         "absolute-path" if !text.starts_with('/') && owner["pathType"] != "ImplementationSpecific" => {
             invalid("must be an absolute path")
         }
-        "prefixed-path" => match text.split_once('/') {
-            Some((domain, path)) if !domain.is_empty() && !path.is_empty() => {
-                problem(names::subdomain_problem(domain))
-            }
-            _ => invalid("must be a domain-prefixed path (such as \"acme.io/foo\")"),
-        },
+        "prefixed-path" => problem(names::domain_prefixed_path_problem(text)),
         "cidr" if !is_cidr(text) => {
             invalid("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")
         }

@@ -3,7 +3,7 @@
 use meta::{FieldError, LabelSelector};
 use serde_json::{Map, Value};
 
-use super::{labels, not_negative, one_of, pod, positive};
+use super::{labels, not_negative, one_of, pod};
 
 type Object = Map<String, Value>;
 
@@ -236,41 +236,5 @@ pub fn replication_controller(object: &Object) -> Vec<FieldError> {
         Some(_) => {}
     }
     errors.extend(pod::template(spec.get("template"), "spec.template", ALWAYS));
-    errors
-}
-
-/// Job spec.
-pub fn job(spec: Option<&Value>, at: &str) -> Vec<FieldError> {
-    let spec = spec.unwrap_or(&Value::Null);
-    let mut errors = Vec::new();
-    for field in ["parallelism", "completions", "backoffLimit", "ttlSecondsAfterFinished"] {
-        errors.extend(not_negative(&spec[field], &format!("{at}.{field}")));
-    }
-    errors.extend(positive(&spec["activeDeadlineSeconds"], &format!("{at}.activeDeadlineSeconds")));
-    errors.extend(one_of(
-        &spec["completionMode"],
-        &format!("{at}.completionMode"),
-        &["NonIndexed", "Indexed"],
-    ));
-    errors.extend(pod::template(spec.get("template"), &format!("{at}.template"), &["OnFailure", "Never"]));
-    errors
-}
-
-/// What may change in a Job.
-pub fn job_update(new: &Object, old: &Object) -> Vec<FieldError> {
-    let suspended = spec(old)["suspend"] == true;
-    let mut errors = Vec::new();
-    for field in ["completions", "selector", "completionMode"] {
-        if spec(new)[field] != spec(old)[field] {
-            errors.push(FieldError::invalid(
-                format!("spec.{field}"),
-                &spec(new)[field],
-                "field is immutable",
-            ));
-        }
-    }
-    if spec(new)["template"] != spec(old)["template"] && !suspended {
-        errors.push(FieldError::invalid("spec.template", &spec(new)["template"], "field is immutable"));
-    }
     errors
 }

@@ -140,10 +140,6 @@ impl Strategy for Definition {
         Ok(None)
     }
 
-    fn needs_version_on_update(&self) -> bool {
-        true
-    }
-
     fn validate_create(&self, crd: &Object) -> Option<Vec<FieldError>> {
         let mut errors = names::object_name(crd);
         errors.extend(names::spec(crd, None));

@@ -29,6 +29,11 @@ impl Histogram {
         self.micros.fetch_add((value.max(0.0) * 1e6) as u64, Ordering::Relaxed);
     }
 
+    /// How many observations there were.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// Writes the lines of a series; `labels` may be empty.
     pub fn render(&self, out: &mut String, name: &str, labels: &str) {
         let mut total = 0;
