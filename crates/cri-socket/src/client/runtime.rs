@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use cri::{
     AttachRequest, ContainerConfig, ContainerFilter, ContainerResources, ContainerState, ContainerStats,
     ContainerStatus, Duplex, EventKind, EventStream, ExecOutput, ExecRequest, PodSandboxConfig,
-    PodSandboxFilter, PodSandboxStats, PodSandboxStatus, Result, RuntimeInfo, RuntimeService, StreamSession,
+    PodSandboxFilter, PodSandboxStats, PodSandboxStatus, Result, RuntimeHandler, RuntimeInfo, RuntimeService,
+    StreamSession,
 };
 use futures_util::future::{BoxFuture, try_join_all};
 use rpc::cri as pb;
@@ -34,21 +35,38 @@ fn recorded(outcome: std::io::Result<()>) {
     }
 }
 
+fn handler_from(told: &pb::RuntimeHandler) -> RuntimeHandler {
+    let features = told.features.unwrap_or_default();
+    RuntimeHandler {
+        name: told.name.clone(),
+        recursive_readonly_mounts: features.recursive_read_only_mounts,
+        user_namespaces: features.user_namespaces,
+    }
+}
+
 impl Remote {
     async fn list_items(&self, filter: &ContainerFilter) -> Result<Vec<pb::Container>> {
-        let message = pb::ListContainersRequest { filter: Some(container::filter_to(filter)) };
+        let mut filter = container::filter_to(filter);
+        self.own(&mut filter.label_selector);
+        let message = pb::ListContainersRequest { filter: Some(filter) };
         let call = async { self.runtime.clone().list_containers(message).await };
         Ok(answer(CALL_MAX, Call::Other, call).await?.containers)
     }
 
     /// The states of all sandboxes and containers, for whoever compares them.
     pub(super) async fn survey(&self) -> Result<(Vec<pb::PodSandbox>, Vec<pb::Container>)> {
-        let sandboxes =
-            async { self.runtime.clone().list_pod_sandbox(pb::ListPodSandboxRequest::default()).await };
+        let every = self.own_sandboxes(&PodSandboxFilter::default());
+        let sandboxes = async { self.runtime.clone().list_pod_sandbox(every).await };
         let all = ContainerFilter::default();
         let (sandboxes, containers) =
             tokio::try_join!(answer(CALL_MAX, Call::Other, sandboxes), self.list_items(&all))?;
         Ok((sandboxes.items, containers))
+    }
+
+    fn own_sandboxes(&self, filter: &PodSandboxFilter) -> pb::ListPodSandboxRequest {
+        let mut filter = sandbox::filter_to(filter);
+        self.own(&mut filter.label_selector);
+        pb::ListPodSandboxRequest { filter: Some(filter) }
     }
 
     async fn sandbox_of(&self, id: &str) -> Result<String> {
@@ -137,14 +155,22 @@ impl RuntimeService for Remote {
             cgroup_v2: super::exists(Path::new("/sys/fs/cgroup/cgroup.controllers")),
             user_namespaces: features.user_namespaces,
             recursive_readonly_mounts: features.recursive_read_only_mounts,
+            supplemental_groups_policy: answered.features.is_some_and(|f| f.supplemental_groups_policy),
+            handlers: answered.runtime_handlers.iter().map(handler_from).collect(),
         })
     }
 
-    async fn run_pod_sandbox(&self, config: PodSandboxConfig) -> Result<String> {
+    async fn run_pod_sandbox(&self, mut config: PodSandboxConfig) -> Result<String> {
+        self.own(&mut config.labels);
         if !config.log_directory.as_os_str().is_empty() {
             // The kubelet's part with any runtime.
             std::fs::create_dir_all(&config.log_directory)
                 .map_err(|error| cri::Error::io("create the pod's log directory", error))?;
+        }
+        if !config.security.namespaces.host_users {
+            // Runtimes that know nothing of them would run the pod as the node's root.
+            let message = "user namespaces are not supported with a container runtime behind a socket".into();
+            return Err(cri::Error::Unsupported { message });
         }
         let message = pb::RunPodSandboxRequest {
             config: Some(sandbox::config_to(&config)),
@@ -192,7 +218,7 @@ impl RuntimeService for Remote {
     }
 
     async fn list_pod_sandboxes(&self, filter: &PodSandboxFilter) -> Result<Vec<PodSandboxStatus>> {
-        let message = pb::ListPodSandboxRequest { filter: Some(sandbox::filter_to(filter)) };
+        let message = self.own_sandboxes(filter);
         let call = async { self.runtime.clone().list_pod_sandbox(message).await };
         let items = answer(CALL_MAX, Call::Other, call).await?.items;
         let statuses = try_join_all(items.into_iter().map(|item| self.listed_sandbox(item))).await?;
@@ -206,7 +232,8 @@ impl RuntimeService for Remote {
         Ok(stats::sandbox_from(told))
     }
 
-    async fn create_container(&self, sandbox_id: &str, config: ContainerConfig) -> Result<String> {
+    async fn create_container(&self, sandbox_id: &str, mut config: ContainerConfig) -> Result<String> {
+        self.own(&mut config.labels);
         let of = self.records.sandbox(sandbox_id);
         let of = of.ok_or_else(|| cri::Error::SandboxNotFound { id: sandbox_id.to_owned() })?;
         let log = of.log_directory.join(&config.log_path);
@@ -290,11 +317,12 @@ impl RuntimeService for Remote {
     }
 
     async fn list_container_stats(&self, filter: &ContainerFilter) -> Result<Vec<ContainerStats>> {
-        let message = pb::ContainerStatsFilter {
+        let mut message = pb::ContainerStatsFilter {
             id: filter.id.clone().unwrap_or_default(),
             pod_sandbox_id: filter.sandbox_id.clone().unwrap_or_default(),
             label_selector: filter.labels.clone(),
         };
+        self.own(&mut message.label_selector);
         let running = ContainerFilter { state: Some(ContainerState::Running), ..filter.clone() };
         let (told, running) = tokio::try_join!(self.stats_items(message), self.list_items(&running))?;
         let sandbox = |id: &str| running.iter().find(|item| item.id == id).map(|item| &item.pod_sandbox_id);
