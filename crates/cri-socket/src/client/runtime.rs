@@ -22,6 +22,11 @@ use crate::convert::{container, sandbox, stats};
 /// Making a sandbox includes its network and, on a slow day, pulling the runtime's own pause image.
 const SANDBOX_MAX: Duration = Duration::from_secs(240);
 
+/// How often the removal of a sandbox is tried again: containerd refuses while a container of it is starting.
+const REMOVALS_MAX: u32 = 20;
+/// Between two such attempts.
+const REMOVAL_RETRY: Duration = Duration::from_millis(250);
+
 /// Whole seconds, rounded up: the protocol knows no parts.
 fn seconds(time: Duration) -> i64 {
     let whole = time.as_secs() + u64::from(time.subsec_nanos() > 0);
@@ -199,18 +204,24 @@ impl RuntimeService for Remote {
 
     async fn remove_pod_sandbox(&self, id: &str) -> Result<()> {
         self.stop_pod_sandbox(id).await?;
-        let message = pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let call = async { self.runtime.clone().remove_pod_sandbox(message).await };
-        match answer(SANDBOX_MAX, Call::Sandbox(id), call).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => {
-                let uid = self.cache.uid_of(id).unwrap_or_default();
-                self.cache.forget_sandbox(id);
-                recorded(self.records.sandbox_gone(id));
-                self.tell_sandbox(id, &uid, EventKind::SandboxDeleted);
-                Ok(())
+        let mut attempt = 0;
+        loop {
+            let message = pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+            let call = async { self.runtime.clone().remove_pod_sandbox(message).await };
+            match answer(SANDBOX_MAX, Call::Sandbox(id), call).await {
+                Err(error) if error.is_not_found() => break,
+                Err(error) if attempt == REMOVALS_MAX => return Err(error),
+                Err(error) => tracing::debug!(sandbox = id, %error, "not yet removed"),
+                Ok(_) => break,
             }
+            attempt += 1;
+            tokio::time::sleep(REMOVAL_RETRY).await;
         }
+        let uid = self.cache.uid_of(id).unwrap_or_default();
+        self.cache.forget_sandbox(id);
+        recorded(self.records.sandbox_gone(id));
+        self.tell_sandbox(id, &uid, EventKind::SandboxDeleted);
+        Ok(())
     }
 
     async fn pod_sandbox_status(&self, id: &str) -> Result<PodSandboxStatus> {
