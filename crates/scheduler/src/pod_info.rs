@@ -176,6 +176,8 @@ pub struct PodInfo {
     pub preferred_pods: Vec<PodTerm>,
     /// Spread constraints.
     pub spread: Vec<Spread>,
+    /// Keys of the claims it uses, and whether each is made for it.
+    pub claims: Vec<(String, bool)>,
     /// Uid of its controller.
     pub controller: Option<Arc<str>>,
 }
@@ -225,6 +227,10 @@ impl PodInfo {
                 .iter()
                 .flatten()
                 .map(|c| Spread::compile(c, &pod))
+                .collect(),
+            claims: volumes::claim_names(&pod)
+                .into_iter()
+                .map(|(name, own)| (format!("{}/{name}", pod.namespace()), own))
                 .collect(),
             controller: controller.map(|o| o.uid.as_str().into()),
             pod,
