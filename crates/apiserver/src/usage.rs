@@ -121,11 +121,9 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
     let mut out = Rates { at: after.at, window, ..Rates::default() };
     for (name, now) in &after.nodes {
         let Some(then) = before.nodes.get(name) else { continue };
-        let used =
-            now.node.cpu.usage_core_nano_seconds.saturating_sub(then.node.cpu.usage_core_nano_seconds);
+        let used = now.node.cpu.usage_core_nano_seconds.saturating_sub(then.node.cpu.usage_core_nano_seconds);
         let nano_cores = per_second(used, window.as_secs_f64());
-        out.nodes
-            .insert(name.clone(), Use { nano_cores, memory_bytes: now.node.memory.working_set_bytes });
+        out.nodes.insert(name.clone(), Use { nano_cores, memory_bytes: now.node.memory.working_set_bytes });
         let earlier: BTreeMap<(&str, &str), u64> = then
             .pods
             .iter()
@@ -141,7 +139,7 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
                 let known = earlier.get(&(pod.pod_ref.uid.as_str(), container.name.as_str()));
                 let nano_cores = match known.filter(|then| **then <= total) {
                     Some(then) => per_second(total - then, window.as_secs_f64()),
-                    None => per_second(total, age.unwrap_or_else(|| window.as_secs_f64())),
+                    None => per_second(total, age.unwrap_or(window.as_secs_f64())),
                 };
                 let memory_bytes = container.memory.working_set_bytes;
                 containers.insert(container.name.clone(), Use { nano_cores, memory_bytes });
@@ -155,8 +153,12 @@ fn rates(before: &Sample, after: &Sample) -> Rates {
 async fn sample(server: &Server) -> Sample {
     let table = server.registry.table();
     let nodes = table.find("", "v1", "nodes").map(|def| server.registry.cacher().kind(&def.storage_prefix()));
-    let names: Vec<String> =
-        nodes.map(|kind| kind.snapshot(None)).unwrap_or_default().iter().map(|n| n.name.to_string()).collect();
+    let names: Vec<String> = nodes
+        .map(|kind| kind.snapshot(None))
+        .unwrap_or_default()
+        .iter()
+        .map(|n| n.name.to_string())
+        .collect();
     let ask = async |name: String| {
         let asked = tokio::time::timeout(KUBELET_MAX, summary(server, &name)).await;
         match asked.unwrap_or_else(|_| Err(Status::timeout("the kubelet did not answer in time"))) {
@@ -320,7 +322,10 @@ mod tests {
         assert_eq!(pod["a"], Use { nano_cores: 250_000_000, memory_bytes: 3 << 20 });
         assert_eq!((pod["again"].nano_cores, pod["new"].nano_cores), (50_000_000, 200_000_000));
         assert_eq!(quantities(pod["a"]), json!({"cpu": "250m", "memory": "3Mi"}));
-        assert_eq!(quantities(Use { nano_cores: 1_234_567, memory_bytes: 5000 }), json!({"cpu": "1234567n", "memory": "4Ki"}));
+        assert_eq!(
+            quantities(Use { nano_cores: 1_234_567, memory_bytes: 5000 }),
+            json!({"cpu": "1234567n", "memory": "4Ki"})
+        );
         assert_eq!(go_duration(Duration::from_millis(1503)), "1.503s");
         assert_eq!(go_duration(Duration::from_secs(10)), "10s");
     }

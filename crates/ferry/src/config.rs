@@ -22,7 +22,7 @@ pub enum Command {
     /// Run a one-node cluster in the foreground: control plane and node.
     Up(Box<UpOptions>),
     /// The node's images.
-    Image(crate::images::ImageOptions),
+    Image(Box<crate::images::ImageOptions>),
     /// Remove every trace of a cluster from this host: containers, network, state.
     Down(DownOptions),
     /// The server inside the demo application.

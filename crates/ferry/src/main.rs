@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments);
     let result = match cli.command {
         Command::Up(options) => up::run(*options),
-        Command::Image(options) => images::run(options),
+        Command::Image(options) => images::run(*options),
         Command::Down(options) => down::run(options),
         Command::DemoServer => demo::serve(),
         Command::Completion { shell } => {

@@ -146,7 +146,7 @@ impl Kubelet {
         ));
         let sink = EventSink::start(self.clock.clone(), cancel.clone());
         let agent = Arc::new(Agent {
-            runtime_name: info.name,
+            runtime_info: info,
             machine: Machine::read(&self.config, &runtime_version),
             recorder: sink.recorder(self.client.clone(), "kubelet", name),
             volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone()),

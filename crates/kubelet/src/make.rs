@@ -216,6 +216,8 @@ pub struct Parts<'a> {
     pub memory_capacity: i64,
     /// Directory of seccomp profiles.
     pub seccomp_dir: &'a Path,
+    /// Whether the runtime can make read-only mounts recursively so.
+    pub recursive_readonly: bool,
 }
 
 /// The part of a volume that a mount names, with variables expanded.
@@ -240,10 +242,18 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, String> {
         let mut made = Mount {
             container_path: PathBuf::from(&mount.mount_path),
             readonly: mount.read_only == Some(true),
-            recursive_readonly: matches!(
-                mount.recursive_read_only.as_deref(),
-                Some("Enabled" | "IfPossible")
-            ),
+            recursive_readonly: match mount.recursive_read_only.as_deref() {
+                Some("Enabled") if !parts.recursive_readonly => {
+                    return Err(format!(
+                        "failed to resolve recursive read-only mode: volume {:?} requested recursive read-only mode, \
+                         but it is not supported by the runtime",
+                        mount.name
+                    ));
+                }
+                Some("Enabled") => true,
+                Some("IfPossible") => parts.recursive_readonly,
+                _ => false,
+            },
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -410,6 +420,7 @@ mod tests {
             dirs: &dirs,
             memory_capacity: 1 << 30,
             seccomp_dir: Path::new("/s"),
+            recursive_readonly: true,
         };
         let made = super::container(parts(&volumes)).unwrap();
         assert_eq!(made.command, ["run", "1", "$(B)"]);

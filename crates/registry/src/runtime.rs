@@ -119,7 +119,8 @@ mod tests {
             all.contains(&"v1/pods".to_owned())
                 && all.contains(&"resource.k8s.io/v1/deviceclasses".to_owned())
         );
-        let off = |r: &&String| r.contains("alpha") || (r.contains("beta") && !r.starts_with("metrics.k8s.io"));
+        let off =
+            |r: &&String| r.contains("alpha") || (r.contains("beta") && !r.starts_with("metrics.k8s.io"));
         assert!(!all.iter().any(|r| off(&r)), "{all:?}");
     }
 

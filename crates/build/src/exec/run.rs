@@ -181,12 +181,10 @@ impl Job {
         container.security.readonly_paths = READONLY.iter().map(PathBuf::from).collect();
         let id = builder.runtime.create_container(&sandbox, container).await?;
         let outcome = self.finish_run(&id, step, layers, &mounts, &self.work.join(&file), log).await;
-        let removed = builder.runtime.remove_container(&id).await;
+        // The container itself goes with its sandbox, behind the build: the next step need not wait for that.
         mounts.release().await;
         let _ = fs::remove_file(self.work.join(&file));
-        let layer = outcome?;
-        removed?;
-        Ok(layer)
+        outcome
     }
 
     async fn finish_run(

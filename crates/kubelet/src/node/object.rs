@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use api::k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
 use api::prelude::*;
 use jiff::Timestamp;
@@ -117,6 +118,8 @@ pub struct Inputs<'a> {
     pub images: &'a [cri::Image],
     /// Pressure.
     pub pressure: Pressure,
+    /// What the runtime has said of itself.
+    pub runtime: &'a cri::RuntimeInfo,
     /// Why it is not ready.
     pub not_ready: NotReady<'a>,
     /// Port of the node's server.
@@ -144,8 +147,23 @@ pub fn status(inputs: &Inputs<'_>) -> NodeStatus {
         }),
         images: Some(images(inputs.images)).filter(|images| !images.is_empty()),
         node_info: Some(inputs.machine.info.clone()),
+        runtime_handlers: Some(handlers(inputs.runtime)).filter(|handlers| !handlers.is_empty()),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(inputs.runtime.supplemental_groups_policy),
+        }),
         ..NodeStatus::default()
     }
+}
+
+fn handlers(runtime: &cri::RuntimeInfo) -> Vec<NodeRuntimeHandler> {
+    let one = |handler: &cri::RuntimeHandler| NodeRuntimeHandler {
+        name: Some(handler.name.clone()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(handler.recursive_readonly_mounts),
+            user_namespaces: Some(handler.user_namespaces),
+        }),
+    };
+    runtime.handlers.iter().map(one).collect()
 }
 
 /// The largest images.

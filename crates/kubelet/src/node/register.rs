@@ -61,6 +61,7 @@ async fn report(
         machine: &agent.machine,
         images: &images,
         pressure: Pressure::read(&agent.config),
+        runtime: &agent.runtime_info,
         not_ready: not_ready.as_deref(),
         port,
         old: &old,

@@ -157,6 +157,7 @@ impl Job {
             dirs: &self.dirs,
             memory_capacity: agent.memory_capacity(),
             seccomp_dir: &agent.config.seccomp_dir,
+            recursive_readonly: agent.runtime_info.recursive_readonly_mounts,
         });
         let config = config.map_err(config_error)?;
         let created = agent.runtime.create_container(&self.sandbox.id, config).await;
