@@ -40,7 +40,7 @@ fn build(context: &Context) -> Controller {
     let queue = WorkQueue::new();
     let this = Arc::new(Loop {
         client: context.client_of(NAME),
-        recorder: context.recorder_of("ephemeral_volume"),
+        recorder: context.events.recorder(context.client_of(NAME), "ephemeral_volume", ""),
         pods: context.informers.get::<Pod>(),
         claims: context.informers.get::<PersistentVolumeClaim>(),
     });

@@ -25,6 +25,7 @@ mod statefulset;
 mod storage;
 mod typed;
 mod volumes;
+mod volumes_claims;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
         pod_env::cases(),
         services::cases(),
         volumes::cases(),
+        volumes_claims::cases(),
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),

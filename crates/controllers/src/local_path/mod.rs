@@ -58,7 +58,7 @@ fn build(context: &Context, place: Place) -> Controller {
     let queue = WorkQueue::new();
     let this = Arc::new(Loop {
         client: context.client_of(NAME),
-        recorder: context.recorder_of(LOCAL_PROVISIONER),
+        recorder: context.events.recorder(context.client_of(NAME), LOCAL_PROVISIONER, ""),
         place,
         claims: context.informers.get::<PersistentVolumeClaim>(),
         volumes: context.informers.get::<PersistentVolume>(),

@@ -36,7 +36,7 @@ fn build(context: &Context) -> Controller {
     let queue = WorkQueue::new();
     let this = Arc::new(Loop {
         client: context.client_of(NAME),
-        recorder: context.recorder_of("volume_expand"),
+        recorder: context.events.recorder(context.client_of(NAME), "volume_expand", ""),
         claims: context.informers.get::<PersistentVolumeClaim>(),
         volumes: context.informers.get::<PersistentVolume>(),
     });

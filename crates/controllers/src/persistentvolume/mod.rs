@@ -62,7 +62,7 @@ fn build(context: &Context) -> Controller {
     let queue = WorkQueue::new();
     let this = Arc::new(Loop {
         client: context.client_of(NAME),
-        recorder: context.recorder_of("persistentvolume-controller"),
+        recorder: context.events.recorder(context.client_of(NAME), "persistentvolume-controller", ""),
         clock: context.clock.clone(),
         queue: queue.clone(),
         claims: context.informers.get::<PersistentVolumeClaim>(),
