@@ -26,6 +26,7 @@ mod storage;
 mod typed;
 mod volumes;
 mod volumes_claims;
+mod volumes_csi;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
@@ -47,6 +48,7 @@ fn main() -> std::process::ExitCode {
         services::cases(),
         volumes::cases(),
         volumes_claims::cases(),
+        volumes_csi::cases(),
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),

@@ -8,6 +8,7 @@
 
 pub mod clients;
 pub mod cluster;
+pub mod csi;
 pub mod containerd;
 pub mod hook;
 pub mod image;
