@@ -5,18 +5,18 @@
 //! long as it is there.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirEntryExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::BoxFuture;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use parking_lot::Mutex;
 use rpc::Channel;
 use rpc::pluginregistration::registration_client::RegistrationClient;
 use rpc::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus};
+use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
@@ -69,28 +69,21 @@ pub async fn watch(directory: PathBuf, handlers: Arc<Handlers>) {
         reconcile(&directory, &handlers, &mut known).await;
         let Ok(mut ready) = notices.readable().await else { return };
         // What happened exactly does not matter: the directory is looked at as a whole.
-        while notices.get_ref().0.read_events().is_ok_and(|events| !events.is_empty()) {}
+        let mut buffer = [0u8; 4096];
+        while rustix::io::read(notices.get_ref(), &mut buffer).is_ok_and(|read| read > 0) {}
         ready.clear_ready();
     }
 }
 
-/// The watch, as something to wait for.
-struct Notices(Inotify);
-
-impl AsRawFd for Notices {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-fn notices(directory: &Path) -> std::io::Result<AsyncFd<Notices>> {
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    let flags = AddWatchFlags::IN_CREATE
-        | AddWatchFlags::IN_DELETE
-        | AddWatchFlags::IN_MOVED_TO
-        | AddWatchFlags::IN_MOVED_FROM;
-    inotify.add_watch(directory, flags)?;
-    AsyncFd::register(Notices(inotify))
+fn notices(directory: &Path) -> std::io::Result<AsyncFd<OwnedFd>> {
+    let notices = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+    let flags = inotify::WatchFlags::CREATE
+        | inotify::WatchFlags::DELETE
+        | inotify::WatchFlags::MOVED_TO
+        | inotify::WatchFlags::MOVED_FROM;
+    inotify::add_watch(&notices, directory, flags)?;
+    // SAFETY: an owned descriptor stays open, and itself, for as long as it lives.
+    Ok(unsafe { AsyncFd::register(notices) }?)
 }
 
 /// Starts on new sockets and lets go of those that are gone.
