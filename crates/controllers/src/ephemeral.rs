@@ -107,8 +107,15 @@ impl Loop {
                 if is_for(&found, &pod) {
                     continue;
                 }
-                let problem = format!("PVC {}/{name} was not created for pod {key} (pod is not owner)", pod.namespace());
-                self.recorder.warning(&*pod, "FailedBinding", format!("ephemeral volume {}: {problem}", volume.name));
+                let problem = format!(
+                    "PVC {}/{name} was not created for pod {key} (pod is not owner)",
+                    pod.namespace()
+                );
+                self.recorder.warning(
+                    &*pod,
+                    "FailedBinding",
+                    format!("ephemeral volume {}: {problem}", volume.name),
+                );
                 return Err(ControlError::Unfinished(problem));
             }
             let Some(claim) = claim(&pod, volume) else { continue };

@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, Desired, Workers};
 use crate::config::Config;
+use crate::csi::volume::CsiVolumes;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::node::{lease, register};
-use crate::csi::volume::CsiVolumes;
 use crate::plugins::{self, Handlers};
 use crate::references::References;
 use crate::server::Server;

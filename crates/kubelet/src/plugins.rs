@@ -136,10 +136,15 @@ async fn attempt(path: &Path, handlers: &Handlers) -> Result<(String, String), S
     let mut client = RegistrationClient::new(Channel::new(path));
     let info = tokio::time::timeout(ANSWER_MAX, client.get_info(InfoRequest {})).await;
     let info = info.map_err(|_| "it does not answer".to_owned())?;
-    let info = info.map_err(|status| format!("failed to get plugin info: {}", status.message()))?.into_inner();
+    let info =
+        info.map_err(|status| format!("failed to get plugin info: {}", status.message()))?.into_inner();
     let outcome = match handlers.get(info.r#type.as_str()) {
         Some(handler) => handler.register(&info, path).await,
-        None => Err(format!("no handler registered for plugin type: {} at socket {}", info.r#type, path.display())),
+        None => Err(format!(
+            "no handler registered for plugin type: {} at socket {}",
+            info.r#type,
+            path.display()
+        )),
     };
     let status = RegistrationStatus {
         plugin_registered: outcome.is_ok(),

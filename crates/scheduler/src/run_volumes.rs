@@ -58,11 +58,15 @@ impl Shell {
     pub(crate) async fn bind_volumes(&self, pod: &PodInfo, node: &str, work: &Work) -> Result<(), String> {
         for (volume, claim) in &work.bind {
             if let Some(bound) = volumes::bind_volume(volume, claim) {
-                self.client.update_typed(&bound).await.map_err(|error| format!("binding volumes: {error}"))?;
+                self.client
+                    .update_typed(&bound)
+                    .await
+                    .map_err(|error| format!("binding volumes: {error}"))?;
             }
         }
         for claim in &work.provision {
-            let patch = json!({"metadata": {"uid": claim.uid(), "annotations": {annotation::SELECTED_NODE: node}}});
+            let patch =
+                json!({"metadata": {"uid": claim.uid(), "annotations": {annotation::SELECTED_NODE: node}}});
             let outcome = self
                 .client
                 .patch(&PersistentVolumeClaim::GVR, claim.namespace(), claim.name(), "", &Patch::Merge(patch))
@@ -101,7 +105,11 @@ impl Shell {
                     seen.insert(claim.uid());
                 } else if made && seen.contains(claim.uid()) {
                     let why = "selectedNode annotation reset for PVC";
-                    return Err(format!("binding volumes: provisioning failed for PVC {:?}: {why} {:?}", claim.name(), claim.name()));
+                    return Err(format!(
+                        "binding volumes: provisioning failed for PVC {:?}: {why} {:?}",
+                        claim.name(),
+                        claim.name()
+                    ));
                 }
                 waiting.push((claim, made));
             }

@@ -68,7 +68,9 @@ impl Storage {
         match change {
             Change::Claim(claim) => {
                 let old = self.claims.insert(claim.key(), claim.clone());
-                old.is_none_or(|old| old.spec != claim.spec || old.metadata.annotations != claim.metadata.annotations)
+                old.is_none_or(|old| {
+                    old.spec != claim.spec || old.metadata.annotations != claim.metadata.annotations
+                })
             }
             Change::ClaimGone(key) => {
                 self.claims.remove(&key);

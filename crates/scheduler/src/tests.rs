@@ -299,7 +299,10 @@ fn volumes_choose_nodes() {
     assert!(text.contains("1 node(s) didn't match PersistentVolume's node affinity"), "{text}");
     world.claim("c7", bound("gone"));
     let text = world.place("p7", "0", using("c7"));
-    assert!(text.contains("2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"), "{text}");
+    assert!(
+        text.contains("2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+        "{text}"
+    );
     world.claim("c8", json!({"spec": {"accessModes": ["ReadWriteOncePod"]}}));
     assert!(world.place("p8", "0", using("c8")).ends_with("c8=new"));
     let text = world.place("p9", "0", using("c8"));

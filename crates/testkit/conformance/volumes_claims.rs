@@ -45,12 +45,18 @@ fn volume_of(s: &Scope<'_>, claim: &str) -> anyhow::Result<Value> {
 /// The default class, what claims of it wait for, and what becomes of their volumes.
 fn default_class(s: &Scope<'_>) -> anyhow::Result<()> {
     let class = s.get("storageclasses", "local-path")?;
-    ensure!(class["volumeBindingMode"] == "WaitForFirstConsumer" && class["allowVolumeExpansion"] == true, "{class}");
+    ensure!(
+        class["volumeBindingMode"] == "WaitForFirstConsumer" && class["allowVolumeExpansion"] == true,
+        "{class}"
+    );
     s.create("persistentvolumeclaims", claim("c", "1Gi", |_| ()))?;
     let said = told(s, "c", "WaitForFirstConsumer")?;
     ensure!(said == "waiting for first consumer to be created before binding", "{said}");
     let waiting = s.get("persistentvolumeclaims", "c")?;
-    ensure!(waiting["spec"]["storageClassName"] == "local-path" && waiting["status"]["phase"] == "Pending", "{waiting}");
+    ensure!(
+        waiting["spec"]["storageClassName"] == "local-path" && waiting["status"]["phase"] == "Pending",
+        "{waiting}"
+    );
     s.output(user("writer", "c", "echo kept > /data/file"))?;
     ensure!(s.output(user("reader", "c", "cat /data/file"))?.trim() == "kept", "the data is lost");
     let made = bound(s, "c")?;
@@ -60,7 +66,10 @@ fn default_class(s: &Scope<'_>) -> anyhow::Result<()> {
     told(s, "c", "ProvisioningSucceeded")?;
     let volume = volume_of(s, "c")?;
     ensure!(volume["status"]["phase"] == "Bound" && volume["spec"]["nodeAffinity"].is_object(), "{volume}");
-    ensure!(volume["metadata"]["annotations"]["pv.kubernetes.io/provisioned-by"] == "local.ferry.dev", "{volume}");
+    ensure!(
+        volume["metadata"]["annotations"]["pv.kubernetes.io/provisioned-by"] == "local.ferry.dev",
+        "{volume}"
+    );
     let path = volume["spec"]["local"]["path"].as_str().context("no path")?.to_owned();
     ensure!(Path::new(&path).join("file").exists(), "nothing in {path}");
     let table = s.kubectl(&["get", "pvc", "c"])?;
@@ -69,7 +78,10 @@ fn default_class(s: &Scope<'_>) -> anyhow::Result<()> {
     s.ready(user("holder", "c", "sleep 1000"))?;
     s.delete("persistentvolumeclaims", "c", &DeleteParams::default())?;
     s.pause(Duration::from_millis(300));
-    ensure!(s.get("persistentvolumeclaims", "c")?["metadata"]["deletionTimestamp"].is_string(), "gone at once");
+    ensure!(
+        s.get("persistentvolumeclaims", "c")?["metadata"]["deletionTimestamp"].is_string(),
+        "gone at once"
+    );
     for user in ["holder", "writer", "reader"] {
         s.delete("pods", user, &DeleteParams::default())?;
     }
@@ -85,10 +97,13 @@ fn stateful(s: &Scope<'_>) -> anyhow::Result<()> {
     main["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
     let template = json!({"metadata": {"labels": {"app": "db"}},
         "spec": {"containers": [main], "terminationGracePeriodSeconds": 0}});
-    s.create("statefulsets", json!({"metadata": {"name": "db"}, "spec": {"replicas": 2, "serviceName": "db",
+    s.create(
+        "statefulsets",
+        json!({"metadata": {"name": "db"}, "spec": {"replicas": 2, "serviceName": "db",
         "selector": {"matchLabels": {"app": "db"}}, "template": template,
         "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": "10Mi"}}}}]}}))?;
+            "resources": {"requests": {"storage": "10Mi"}}}}]}}),
+    )?;
     s.pod_ready("db-1")?;
     let first = s.get("pods", "db-0")?;
     s.delete("pods", "db-0", &DeleteParams::default())?;
@@ -107,7 +122,12 @@ fn expansion(s: &Scope<'_>) -> anyhow::Result<()> {
     s.create("persistentvolumeclaims", claim("c", "1Gi", |_| ()))?;
     s.ready(user("holder", "c", "sleep 1000"))?;
     bound(s, "c")?;
-    s.merge("persistentvolumeclaims", "c", "", json!({"spec": {"resources": {"requests": {"storage": "3Gi"}}}}))?;
+    s.merge(
+        "persistentvolumeclaims",
+        "c",
+        "",
+        json!({"spec": {"resources": {"requests": {"storage": "3Gi"}}}}),
+    )?;
     s.wait_any("persistentvolumeclaims", "c", "more", |c| c["status"]["capacity"]["storage"] == "3Gi")?;
     ensure!(volume_of(s, "c")?["spec"]["capacity"]["storage"] == "3Gi", "the volume is as it was");
     ensure!(told(s, "c", "VolumeResizeSuccessful")? == "Resize volume succeeded", "wrong words");
@@ -119,7 +139,11 @@ fn expansion(s: &Scope<'_>) -> anyhow::Result<()> {
 /// A claim that starts as a copy of another.
 fn copies(s: &Scope<'_>) -> anyhow::Result<()> {
     s.create("persistentvolumeclaims", claim("source", "1Gi", |_| ()))?;
-    s.output(user("writer", "source", "mkdir /data/sub; echo one > /data/sub/file; ln -s sub/file /data/link"))?;
+    s.output(user(
+        "writer",
+        "source",
+        "mkdir /data/sub; echo one > /data/sub/file; ln -s sub/file /data/link",
+    ))?;
     let from = json!({"kind": "PersistentVolumeClaim", "name": "source"});
     s.create("persistentvolumeclaims", claim("copy", "2Gi", |c| c["spec"]["dataSource"] = from.clone()))?;
     let text = s.output(user("reader", "copy", "cat /data/link; echo two > /data/sub/file"))?;
@@ -181,7 +205,10 @@ fn by_hand(s: &Scope<'_>) -> anyhow::Result<()> {
     }
     wants("any", json!({}))?;
     let any = bound(s, "any")?;
-    ensure!(any["spec"]["volumeName"] == name("right") && any["status"]["capacity"]["storage"] == "3Gi", "{any}");
+    ensure!(
+        any["spec"]["volumeName"] == name("right") && any["status"]["capacity"]["storage"] == "3Gi",
+        "{any}"
+    );
     ensure!(any["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] == "yes", "{any}");
     wants("kept", json!({}))?;
     ensure!(bound(s, "kept")?["spec"]["volumeName"] == name("kept"), "not the one that was kept");
@@ -189,7 +216,10 @@ fn by_hand(s: &Scope<'_>) -> anyhow::Result<()> {
     let said = told(s, "named", "VolumeMismatch")?;
     ensure!(said.contains("requested PV is too small"), "{said}");
     wants("none", json!({"accessModes": ["ReadWriteMany"]}))?;
-    has(&told(s, "none", "ProvisioningFailed")?, &[&format!("storageclass.storage.k8s.io {class:?} not found")])?;
+    has(
+        &told(s, "none", "ProvisioningFailed")?,
+        &[&format!("storageclass.storage.k8s.io {class:?} not found")],
+    )?;
     s.create("pods", user("stuck", "none", "true"))?;
     let said = told(s, "stuck", "FailedScheduling")?;
     let preemption = "preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";

@@ -17,7 +17,8 @@ fn driver(s: &Scope<'_>, spec: Value) -> anyhow::Result<(Driver, std::path::Path
     let state = s.data().join(format!("drivers/{}", s.namespace));
     s.create("csidrivers", json!({"metadata": {"name": name}, "spec": spec}))?;
     let driver = Driver::start(&name, &state, &s.data().join("kubelet"))?;
-    let has = |n: &Value| n["spec"]["drivers"].as_array().is_some_and(|all| all.iter().any(|d| d["name"] == *name));
+    let has =
+        |n: &Value| n["spec"]["drivers"].as_array().is_some_and(|all| all.iter().any(|d| d["name"] == *name));
     s.wait_any("csinodes", "", "the driver", has)?;
     Ok((driver, state))
 }
@@ -76,7 +77,12 @@ fn life(s: &Scope<'_>) -> anyhow::Result<()> {
     ensure!(driver.calls_about("disk").is_empty(), "nothing is staged before it is attached");
     let name = attachment["metadata"]["name"].as_str().unwrap_or_default();
     let metadata = json!({"devicePath": "/dev/disk"});
-    s.merge("volumeattachments", name, "status", json!({"status": {"attached": true, "attachmentMetadata": metadata}}))?;
+    s.merge(
+        "volumeattachments",
+        name,
+        "status",
+        json!({"status": {"attached": true, "attachmentMetadata": metadata}}),
+    )?;
     s.pod_ready("one")?;
     s.pod_ready("two")?;
     let said = told(s, "one", "SuccessfulAttachVolume")?;
@@ -87,7 +93,10 @@ fn life(s: &Scope<'_>) -> anyhow::Result<()> {
     ensure!(staged["publish"] == metadata && staged["context"] == json!({"colour": "red"}), "{staged}");
     let published = calls.iter().find(|c| c["call"] == "publish").context("not published")?;
     let context = &published["context"];
-    ensure!(context["csi.storage.k8s.io/pod.namespace"] == *s.namespace && context["colour"] == "red", "{context}");
+    ensure!(
+        context["csi.storage.k8s.io/pod.namespace"] == *s.namespace && context["colour"] == "red",
+        "{context}"
+    );
     let group = s.kubectl(&["exec", "one", "--", "stat", "-c", "%g", "/data"])?;
     ensure!(group.trim() == "1234", "{group}");
     let unique = format!("kubernetes.io/csi/{}^disk", driver.name);
@@ -122,10 +131,16 @@ fn growth(s: &Scope<'_>) -> anyhow::Result<()> {
     s.merge("persistentvolumeclaims", "c", "status", json!({"status": {"conditions": pending}}))?;
     s.ready(user("holder", "c", "sleep 1000"))?;
     let grown = s.get("persistentvolumeclaims", "c")?;
-    ensure!(grown["status"]["capacity"]["storage"] == "2Gi" && grown["status"]["conditions"].is_null(), "{grown}");
+    ensure!(
+        grown["status"]["capacity"]["storage"] == "2Gi" && grown["status"]["conditions"].is_null(),
+        "{grown}"
+    );
     let calls = driver.calls();
     ensure!(calls.iter().any(|c| c["call"] == "expand" && c["bytes"] == 2u64 << 30), "{calls:?}");
-    ensure!(s.list("volumeattachments", "")?.iter().all(|a| a["spec"]["attacher"] != *driver.name), "attached");
+    ensure!(
+        s.list("volumeattachments", "")?.iter().all(|a| a["spec"]["attacher"] != *driver.name),
+        "attached"
+    );
     s.delete("pods", "holder", &DeleteParams::default())?;
     s.wait_gone("pods", "holder")
 }
@@ -146,24 +161,37 @@ fn inline(s: &Scope<'_>) -> anyhow::Result<()> {
     ensure!(context["csi.storage.k8s.io/ephemeral"] == "true", "{context}");
     let tokens = context["csi.storage.k8s.io/serviceAccount.tokens"].as_str().unwrap_or_default();
     let tokens: Value = serde_json::from_str(tokens)?;
-    ensure!(tokens["vault"]["token"].is_string() && tokens["vault"]["expirationTimestamp"].is_string(), "{tokens}");
+    ensure!(
+        tokens["vault"]["token"].is_string() && tokens["vault"]["expirationTimestamp"].is_string(),
+        "{tokens}"
+    );
     s.delete("pods", "p", &DeleteParams::default())?;
     s.wait_gone("pods", "p")?;
     let handle = published["volume"].as_str().unwrap_or_default();
     asked(s, &driver, handle, &["publish", "unpublish"])?;
-    s.create("csidrivers", json!({"metadata": {"name": format!("gone-{}", driver.name)},
-        "spec": {"volumeLifecycleModes": ["Ephemeral"]}}))?;
+    s.create(
+        "csidrivers",
+        json!({"metadata": {"name": format!("gone-{}", driver.name)},
+        "spec": {"volumeLifecycleModes": ["Ephemeral"]}}),
+    )?;
     s.create("pods", inline("stuck", &format!("gone-{}", driver.name)))?;
     let said = told(s, "stuck", "FailedMount")?;
-    let expected = format!("driver name gone-{} not found in the list of registered CSI drivers", driver.name);
-    ensure!(said.starts_with("MountVolume.SetUp failed for volume \"data\" : ") && said.contains(&expected), "{said}");
+    let expected =
+        format!("driver name gone-{} not found in the list of registered CSI drivers", driver.name);
+    ensure!(
+        said.starts_with("MountVolume.SetUp failed for volume \"data\" : ") && said.contains(&expected),
+        "{said}"
+    );
     Ok(())
 }
 
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
     vec![
-        Case { name: "Ferry: a driver's volume is attached, staged, published, and all of it undone", run: life },
+        Case {
+            name: "Ferry: a driver's volume is attached, staged, published, and all of it undone",
+            run: life,
+        },
         Case { name: "Ferry: a driver's volume grows when it is mounted", run: growth },
         Case { name: "Ferry: a driver's volume may live with its pod", run: inline },
     ]

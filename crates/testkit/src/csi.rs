@@ -9,11 +9,11 @@ use rpc::Routes;
 use rpc::csi::node_server::{Node, NodeServer};
 use rpc::csi::node_service_capability::{Rpc, Type as Capability, rpc::Type};
 use rpc::csi::{
-    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse,
-    NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
-    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest,
-    NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest,
-    NodeUnstageVolumeResponse, Topology,
+    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
+    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
+    NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
+    NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
+    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, Topology,
 };
 use rpc::pluginregistration::registration_server::{Registration, RegistrationServer};
 use rpc::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
@@ -27,7 +27,8 @@ pub struct Driver {
     pub name: String,
     calls: Arc<Mutex<Vec<Value>>>,
     stop: CancellationToken,
-    runtime: Option<tokio::runtime::Runtime>,
+    servers: Vec<tokio::task::JoinHandle<()>>,
+    runtime: tokio::runtime::Runtime,
 }
 
 #[derive(Clone)]
@@ -51,15 +52,16 @@ impl Driver {
             (own, Routes::new().with(NodeServer::new(service.clone()))),
             (registry, Routes::new().with(RegistrationServer::new(service))),
         ];
+        let mut servers = Vec::new();
         for (path, routes) in routes {
             let stop = stop.clone();
-            runtime.spawn(async move {
+            servers.push(runtime.spawn(async move {
                 if let Err(error) = rpc::serve(&path, routes, stop.cancelled()).await {
                     panic!("the driver cannot serve {}: {error}", path.display());
                 }
-            });
+            }));
         }
-        Ok(Driver { name: name.to_owned(), calls, stop, runtime: Some(runtime) })
+        Ok(Driver { name: name.to_owned(), calls, stop, servers, runtime })
     }
 
     /// What it was asked, in order: `call`, `volume` and more.
@@ -78,14 +80,16 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        // Servers take their sockets with them.
+        for server in self.servers.drain(..) {
+            self.runtime.block_on(server).ok();
         }
     }
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), Status> {
-    let output = Command::new(program).args(arguments).output().map_err(|e| Status::internal(e.to_string()))?;
+    let output =
+        Command::new(program).args(arguments).output().map_err(|e| Status::internal(e.to_string()))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.success() { Ok(()) } else { Err(Status::internal(said)) }
 }
@@ -220,8 +224,9 @@ impl Node for Service {
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
         let able = [Type::StageUnstageVolume, Type::ExpandVolume];
-        let capabilities = able
-            .map(|ability| NodeServiceCapability { r#type: Some(Capability::Rpc(Rpc { r#type: ability.into() })) });
+        let capabilities = able.map(|ability| NodeServiceCapability {
+            r#type: Some(Capability::Rpc(Rpc { r#type: ability.into() })),
+        });
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: capabilities.to_vec() }))
     }
 

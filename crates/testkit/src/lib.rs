@@ -8,8 +8,8 @@
 
 pub mod clients;
 pub mod cluster;
-pub mod csi;
 pub mod containerd;
+pub mod csi;
 pub mod hook;
 pub mod image;
 pub mod kinds;

@@ -2,7 +2,7 @@
 
 use api::prelude::*;
 
-use crate::{annotate, annotation, annotated, is_bound_to};
+use crate::{annotate, annotated, annotation, is_bound_to};
 
 /// Promises a volume to a claim. `None` if it already is, by uid.
 pub fn bind_volume(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<PersistentVolume> {
@@ -66,10 +66,7 @@ pub fn is_delayed(claim: &PersistentVolumeClaim, class: Option<&StorageClass>) -
 }
 
 /// Name of the claim behind a volume of a pod, and whether it is made for the pod.
-pub fn claim_of(
-    pod: &Pod,
-    volume: &api::k8s_openapi::api::core::v1::Volume,
-) -> Option<(String, bool)> {
+pub fn claim_of(pod: &Pod, volume: &api::k8s_openapi::api::core::v1::Volume) -> Option<(String, bool)> {
     if let Some(source) = &volume.persistent_volume_claim {
         return Some((source.claim_name.clone(), false));
     }
@@ -90,8 +87,7 @@ mod tests {
 
     #[test]
     fn a_binding_and_back() {
-        let volume =
-            PersistentVolume::from_value(json!({"metadata": {"name": "v"}, "spec": {}})).unwrap();
+        let volume = PersistentVolume::from_value(json!({"metadata": {"name": "v"}, "spec": {}})).unwrap();
         let claim = PersistentVolumeClaim::from_value(
             json!({"metadata": {"name": "c", "namespace": "n", "uid": "u"}, "spec": {}}),
         )

@@ -35,10 +35,7 @@ pub mod annotation {
 }
 
 /// An annotation's value, if it is there.
-pub fn annotated<'a>(
-    metadata: &'a api::prelude::ObjectMeta,
-    name: &str,
-) -> Option<&'a str> {
+pub fn annotated<'a>(metadata: &'a api::prelude::ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 

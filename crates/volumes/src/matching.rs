@@ -14,9 +14,7 @@ pub fn quantity(quantity: &Quantity) -> meta::Quantity {
 }
 
 /// The `storage` entry of a list of resources.
-pub fn storage(
-    list: Option<&std::collections::BTreeMap<String, Quantity>>,
-) -> Option<meta::Quantity> {
+pub fn storage(list: Option<&std::collections::BTreeMap<String, Quantity>>) -> Option<meta::Quantity> {
     list?.get("storage").map(quantity)
 }
 
@@ -42,7 +40,9 @@ pub fn allows_node(volume: &PersistentVolume, node: &Node) -> bool {
 
 /// Why a volume that was asked for by name will not do for a claim.
 pub fn check(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Result<(), &'static str> {
-    let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else { return Err("requested PV is too small") };
+    let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else {
+        return Err("requested PV is too small");
+    };
     if storage(has.capacity.as_ref()) < requested(wants) {
         return Err("requested PV is too small");
     }
@@ -153,8 +153,10 @@ mod tests {
 
     #[test]
     fn the_smallest_that_fits() {
-        let on = |node: &str| json!({"required": {"nodeSelectorTerms": [{"matchExpressions":
-            [{"key": "host", "operator": "In", "values": [node]}]}]}});
+        let on = |node: &str| {
+            json!({"required": {"nodeSelectorTerms": [{"matchExpressions":
+            [{"key": "host", "operator": "In", "values": [node]}]}]}})
+        };
         let volumes = [
             volume("small", "1Gi", json!({})),
             volume("large", "50Gi", json!({})),
@@ -187,7 +189,10 @@ mod tests {
         kept.metadata.name = Some("kept".into());
         let found = best_match(&kept, &volumes, None, true, &|_| false);
         assert_eq!(found.unwrap().name(), "kept", "promised ones go first");
-        assert_eq!(best_match(&claim(json!({})), &volumes, None, false, &|n| n == "right").unwrap().name(), "many");
+        assert_eq!(
+            best_match(&claim(json!({})), &volumes, None, false, &|n| n == "right").unwrap().name(),
+            "many"
+        );
     }
 
     #[test]

@@ -143,7 +143,8 @@ impl Loop {
         let key = format!("{}/{}", to.namespace.unwrap_or_default(), to.name.unwrap_or_default());
         let bound = self.claims.store().get(&key).is_some_and(|claim| {
             let named = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref());
-            named == Some(volume.name()) && claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
+            named == Some(volume.name())
+                && claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
         });
         if bound { self.pods.store().by_index(BY_CLAIM, &key) } else { Vec::new() }
     }
@@ -250,7 +251,8 @@ impl Loop {
         let Some(node) = self.nodes.store().get(name) else { return Ok(()) };
         let mut attached = Vec::new();
         for attachment in self.attachments.store().list() {
-            let there = attachment.spec.node_name == name && attachment.status.as_ref().is_some_and(|s| s.attached);
+            let there =
+                attachment.spec.node_name == name && attachment.status.as_ref().is_some_and(|s| s.attached);
             let volume = attachment.spec.source.persistent_volume_name.as_deref().filter(|_| there);
             let volume = volume.and_then(|volume| self.volumes.store().get(volume));
             let source = volume.as_ref().and_then(|v| csi(v));

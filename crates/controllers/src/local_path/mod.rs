@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use api::prelude::*;
 use client::{BoxFuture, Client, DeleteParams, Patch};
-use reconcile::{Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue};
+use reconcile::{
+    Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue,
+};
 use serde_json::json;
 use volumes::{LOCAL_PROVISIONER, annotated, annotation};
 
@@ -108,7 +110,8 @@ impl Loop {
                 Ok(())
             }
             Err(problem) => {
-                let message = format!("failed to provision volume with StorageClass {class:?}: {}", problem.why);
+                let message =
+                    format!("failed to provision volume with StorageClass {class:?}: {}", problem.why);
                 self.recorder.warning(&*claim, "ProvisioningFailed", message.clone());
                 // A claim that can never be met is looked at again when it changes.
                 if problem.lasting { Ok(()) } else { Err(ControlError::Unfinished(message)) }
@@ -118,16 +121,17 @@ impl Loop {
 
     async fn provision(&self, claim: &PersistentVolumeClaim, class: &str) -> Result<String, plan::Problem> {
         let found = self.classes.store().get(class);
-        let class = found.ok_or_else(|| plan::Problem::lasting(format!("storageclass {class:?} not found")))?;
+        let class =
+            found.ok_or_else(|| plan::Problem::lasting(format!("storageclass {class:?} not found")))?;
         let node = self.nodes.store().get(&self.place.node);
-        let host = node.as_ref().and_then(|n| n.metadata.labels.as_ref()?.get("kubernetes.io/hostname").cloned());
+        let host =
+            node.as_ref().and_then(|n| n.metadata.labels.as_ref()?.get("kubernetes.io/hostname").cloned());
         let directory = plan::directory(&self.place.root, claim);
         let source = match plan::source(claim)? {
             Some(name) => Some(self.source(claim, &name)?),
             None => None,
         };
-        let volume =
-            plan::volume(claim, &class, &directory, host.as_deref().unwrap_or(&self.place.node))?;
+        let volume = plan::volume(claim, &class, &directory, host.as_deref().unwrap_or(&self.place.node))?;
         let made = tokio::task::spawn_blocking(move || files::make(&directory, source.as_deref())).await;
         made.map_err(|error| plan::Problem::passing(error.to_string()))?
             .map_err(|error| plan::Problem::passing(error.to_string()))?;
@@ -143,15 +147,21 @@ impl Loop {
     fn source(&self, claim: &PersistentVolumeClaim, name: &str) -> Result<PathBuf, plan::Problem> {
         let found = self.claims.store().get_in(claim.namespace(), name);
         let found = found.ok_or_else(|| {
-            plan::Problem::passing(format!("error getting PVC {name} (namespace {:?}) from api server: not found", claim.namespace()))
+            plan::Problem::passing(format!(
+                "error getting PVC {name} (namespace {:?}) from api server: not found",
+                claim.namespace()
+            ))
         })?;
         let volume = found.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
         let volume = self.volumes.store().get(volume).filter(|v| is_ours(v) && self.is_here(v));
         let volume = volume.ok_or_else(|| {
-            plan::Problem::passing(format!("the source PVC {name} has no volume of {LOCAL_PROVISIONER} on this node"))
+            plan::Problem::passing(format!(
+                "the source PVC {name} has no volume of {LOCAL_PROVISIONER} on this node"
+            ))
         })?;
         plan::check_clone(claim, &found)?;
-        let path = plan::path(&volume).ok_or_else(|| plan::Problem::lasting("the source has no directory".into()))?;
+        let path = plan::path(&volume)
+            .ok_or_else(|| plan::Problem::lasting("the source has no directory".into()))?;
         Ok(path.to_owned())
     }
 

@@ -58,7 +58,8 @@ pub enum End {
 
 /// Whether a volume has had its day.
 pub fn end(volume: &PersistentVolume) -> Option<End> {
-    let delete = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref()) == Some("Delete");
+    let delete =
+        volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref()) == Some("Delete");
     let released = volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
     let held = volume.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER);
     match (delete, volume.is_terminating()) {
@@ -84,10 +85,13 @@ pub fn source(claim: &PersistentVolumeClaim) -> Result<Option<String>, Problem> 
 
 /// Whether a claim may be a copy of another.
 pub fn check_clone(claim: &PersistentVolumeClaim, source: &PersistentVolumeClaim) -> Result<(), Problem> {
-    let size = |c: &PersistentVolumeClaim| c.spec.as_ref().and_then(|s| storage(s.resources.as_ref()?.requests.as_ref()));
+    let size = |c: &PersistentVolumeClaim| {
+        c.spec.as_ref().and_then(|s| storage(s.resources.as_ref()?.requests.as_ref()))
+    };
     let had = source.status.as_ref().and_then(|s| storage(s.capacity.as_ref()));
     if size(claim) < had.or(size(source)) {
-        let why = "error, new PVC request must be greater than or equal in size to the specified PVC data source";
+        let why =
+            "error, new PVC request must be greater than or equal in size to the specified PVC data source";
         return Err(Problem::lasting(why.into()));
     }
     Ok(())
@@ -170,7 +174,8 @@ mod tests {
 
     #[test]
     fn volumes_of_claims() {
-        let class = json!({"metadata": {"name": "local-path"}, "provisioner": "p", "reclaimPolicy": "Retain"});
+        let class =
+            json!({"metadata": {"name": "local-path"}, "provisioner": "p", "reclaimPolicy": "Retain"});
         let class = StorageClass::from_value(class).unwrap();
         let claimed = claim(json!({}));
         let at = directory(Path::new("/d"), &claimed);
@@ -194,7 +199,10 @@ mod tests {
         assert_eq!(source(&from("PersistentVolumeClaim")), Ok(Some("s".into())));
         assert!(source(&from("VolumeSnapshot")).unwrap_err().lasting);
         let larger = claim(json!({"resources": {"requests": {"storage": "2Gi"}}}));
-        assert!(check_clone(&larger, &claim(json!({}))).is_ok() && check_clone(&claim(json!({})), &larger).is_err());
+        assert!(
+            check_clone(&larger, &claim(json!({}))).is_ok()
+                && check_clone(&claim(json!({})), &larger).is_err()
+        );
     }
 
     #[test]

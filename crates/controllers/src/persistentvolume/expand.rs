@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use api::prelude::*;
 use client::{BoxFuture, Client, Patch};
-use reconcile::{Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue};
+use reconcile::{
+    Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue,
+};
 use serde_json::json;
 use volumes::{annotated, annotation, storage};
 
@@ -51,7 +53,9 @@ fn build(context: &Context) -> Controller {
 
 impl Loop {
     async fn sync(&self, key: &str) -> Result<Action, ControlError> {
-        let Some(claim) = self.claims.store().get(key).filter(|c| wants_more(c)) else { return Ok(Action::Wait) };
+        let Some(claim) = self.claims.store().get(key).filter(|c| wants_more(c)) else {
+            return Ok(Action::Wait);
+        };
         let name = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
         let Some(volume) = self.volumes.store().get(name) else { return Ok(Action::Wait) };
         let driver = volume.spec.as_ref().and_then(|s| s.csi.as_ref()).map(|csi| csi.driver.clone());
@@ -69,7 +73,13 @@ impl Loop {
         // The controller's role covers the status of claims only, and annotations may be written there.
         let outcome = self
             .client
-            .patch(&PersistentVolumeClaim::GVR, claim.namespace(), claim.name(), "status", &Patch::Merge(patch))
+            .patch(
+                &PersistentVolumeClaim::GVR,
+                claim.namespace(),
+                claim.name(),
+                "status",
+                &Patch::Merge(patch),
+            )
             .await;
         match outcome {
             Err(error) if !error.is_not_found() => return Err(error.into()),
@@ -77,7 +87,11 @@ impl Loop {
         }
         let message = format!("waiting for an external controller to expand this PVC: {resizer}");
         tracing::debug!(claim = key, message);
-        self.recorder.normal(&*claim, "ExternalExpanding", "waiting for an external controller to expand this PVC");
+        self.recorder.normal(
+            &*claim,
+            "ExternalExpanding",
+            "waiting for an external controller to expand this PVC",
+        );
         Ok(Action::Wait)
     }
 }

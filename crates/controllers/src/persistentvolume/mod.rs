@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use api::prelude::*;
 use client::{BoxFuture, Client};
-use reconcile::{Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue};
+use reconcile::{
+    Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue,
+};
 use stdx::Clock;
 use volumes::{annotate, annotated, annotation};
 
@@ -178,7 +180,11 @@ impl Loop {
     }
 
     /// Binds both sides; each step is skipped where it has been done, so that a crash in between is no harm.
-    async fn bind(&self, claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Result<(), ControlError> {
+    async fn bind(
+        &self,
+        claim: &PersistentVolumeClaim,
+        volume: &PersistentVolume,
+    ) -> Result<(), ControlError> {
         let mut volume = volume.clone();
         if let Some(bound) = volumes::bind_volume(&volume, claim) {
             volume = self.client.update_typed(&bound).await?;

@@ -107,10 +107,7 @@ fn unbound_claim(claim: &PersistentVolumeClaim, view: &View<'_>) -> ClaimStep {
     if delayed {
         return ClaimStep::Wait(Some(match &view.waiting_pod {
             Some(pod) => normal("WaitForPodScheduled", format!("waiting for pod {pod} to be scheduled")),
-            None => normal(
-                "WaitForFirstConsumer",
-                "waiting for first consumer to be created before binding",
-            ),
+            None => normal("WaitForFirstConsumer", "waiting for first consumer to be created before binding"),
         }));
     }
     match &view.class {
@@ -214,7 +211,8 @@ mod tests {
     }
 
     fn pvc(spec: Value, annotations: Value) -> PersistentVolumeClaim {
-        let mut full = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+        let mut full =
+            json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
         for (key, value) in spec.as_object().unwrap() {
             full[key] = value.clone();
         }
@@ -256,8 +254,20 @@ mod tests {
             (pvc(k(), json!({})), vec![pv("v", k())], late(), None, "wait WaitForFirstConsumer"),
             (pvc(json!({"volumeName": "v"}), json!({})), vec![], None, None, "wait"),
             (pvc(json!({"volumeName": "v"}), json!({})), vec![pv("v", json!({}))], None, None, "bind v"),
-            (pvc(json!({"volumeName": "v"}), json!({})), vec![pv("v", k())], None, None, "wait VolumeMismatch"),
-            (pvc(json!({"volumeName": "v"}), json!({})), vec![pv("v", to("x"))], None, None, "wait FailedBinding"),
+            (
+                pvc(json!({"volumeName": "v"}), json!({})),
+                vec![pv("v", k())],
+                None,
+                None,
+                "wait VolumeMismatch",
+            ),
+            (
+                pvc(json!({"volumeName": "v"}), json!({})),
+                vec![pv("v", to("x"))],
+                None,
+                None,
+                "wait FailedBinding",
+            ),
             (pvc(json!({"volumeName": "v"}), json!({})), vec![pv("v", to(""))], None, None, "bind v"),
             (pvc(json!({}), done.clone()), vec![], None, None, "lose ClaimLost"),
             (pvc(json!({"volumeName": "v"}), done.clone()), vec![], None, None, "lose ClaimLost"),

@@ -110,7 +110,9 @@ impl Drivers {
         let added = self.change(|csi_node| add(csi_node, name, &info)).await;
         added.map_err(|error| format!("error updating CSINode object with CSI driver node info: {error}"))?;
         let labels = info.accessible_topology.map(|t| t.segments).unwrap_or_default();
-        self.mark_node(name, &info.node_id, labels).await.map_err(|error| format!("error updating node: {error}"))
+        self.mark_node(name, &info.node_id, labels)
+            .await
+            .map_err(|error| format!("error updating node: {error}"))
     }
 
     /// What upstream keeps on the Node object itself: the driver's name for it, and where it is.
@@ -176,7 +178,8 @@ fn add(csi_node: &mut CSINode, name: &str, info: &NodeGetInfoResponse) -> bool {
 impl Handler for Drivers {
     fn register<'a>(&'a self, plugin: &'a PluginInfo, socket: &'a Path) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            let served = plugin.supported_versions.iter().any(|v| v.trim_start_matches('v').starts_with("1."));
+            let served =
+                plugin.supported_versions.iter().any(|v| v.trim_start_matches('v').starts_with("1."));
             if !served {
                 let versions = plugin.supported_versions.join(", ");
                 return Err(format!("none of the versions specified {versions:?} are supported"));
@@ -206,7 +209,8 @@ mod tests {
 
     #[test]
     fn drivers_come_and_change() {
-        let mut node = CSINode::from_value(json!({"metadata": {"name": "n"}, "spec": {"drivers": []}})).unwrap();
+        let mut node =
+            CSINode::from_value(json!({"metadata": {"name": "n"}, "spec": {"drivers": []}})).unwrap();
         let info = NodeGetInfoResponse { node_id: "a".into(), max_volumes_per_node: 3, ..Default::default() };
         assert!(add(&mut node, "d", &info) && !add(&mut node, "d", &info));
         let moved = NodeGetInfoResponse { node_id: "b".into(), ..Default::default() };

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use api::k8s_openapi::api::core::v1::{PersistentVolumeSpec, Secret};
 use api::prelude::*;
+use rpc::csi::VolumeCapability;
 use rpc::csi::node_service_capability::rpc::Type;
 use rpc::csi::volume_capability::access_mode::Mode;
 use rpc::csi::volume_capability::{AccessMode, AccessType, MountVolume};
-use rpc::csi::VolumeCapability;
 use rpc::tonic;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -64,7 +64,12 @@ pub fn ephemeral_handle(pod: &Pod, volume: &str) -> String {
 }
 
 /// The first access mode decides, as upstream has it.
-pub fn capability(spec: &PersistentVolumeSpec, fs_type: &str, driver: &Driver, group: Option<u32>) -> VolumeCapability {
+pub fn capability(
+    spec: &PersistentVolumeSpec,
+    fs_type: &str,
+    driver: &Driver,
+    group: Option<u32>,
+) -> VolumeCapability {
     let fine = driver.can(Type::SingleNodeMultiWriter);
     let mode = match spec.access_modes.as_ref().and_then(|m| m.first()).map(String::as_str) {
         Some("ReadOnlyMany") => Mode::MultiNodeReaderOnly,
@@ -116,7 +121,10 @@ pub fn gives_group(policy: Option<&str>, fs_type: &str, modes: Option<&[String]>
         _ if read_only => false,
         Some("File") => true,
         Some("None") => false,
-        _ => !fs_type.is_empty() && modes.unwrap_or_default().iter().any(|m| m == "ReadWriteOnce" || m == "ReadWriteOncePod"),
+        _ => {
+            !fs_type.is_empty()
+                && modes.unwrap_or_default().iter().any(|m| m == "ReadWriteOnce" || m == "ReadWriteOncePod")
+        }
     }
 }
 

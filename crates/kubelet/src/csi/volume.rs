@@ -128,10 +128,13 @@ impl CsiVolumes {
 
     async fn secrets(&self, reference: Option<&SecretReference>) -> Result<BTreeMap<String, String>, String> {
         let Some(reference) = reference else { return Ok(BTreeMap::new()) };
-        let (namespace, name) =
-            (reference.namespace.as_deref().unwrap_or_default(), reference.name.as_deref().unwrap_or_default());
+        let (namespace, name) = (
+            reference.namespace.as_deref().unwrap_or_default(),
+            reference.name.as_deref().unwrap_or_default(),
+        );
         let found = self.client.get_typed::<Secret>(namespace, name).await;
-        let found = found.map_err(|e| format!("fetching NodePublishSecretRef {namespace}/{name} failed: {e}"))?;
+        let found =
+            found.map_err(|e| format!("fetching NodePublishSecretRef {namespace}/{name} failed: {e}"))?;
         Ok(request::credentials(&found))
     }
 
@@ -164,17 +167,25 @@ impl CsiVolumes {
     }
 
     /// Waits until the volume is attached; what the attacher has to say comes back.
-    async fn attachment(&self, volume: &str, source: &CSIPersistentVolumeSource) -> Result<BTreeMap<String, String>, String> {
+    async fn attachment(
+        &self,
+        volume: &str,
+        source: &CSIPersistentVolumeSource,
+    ) -> Result<BTreeMap<String, String>, String> {
         let unique = request::unique_name(&source.driver, &source.volume_handle);
         // Said before anything is done with it: it is not to be detached from now on.
         self.in_use.send_if_modified(|all| all.insert(unique.clone()));
         let mut attached = self.attached.clone();
         let wait = attached.wait_for(|all| all.contains(&unique));
         if !matches!(tokio::time::timeout(ATTACH_MAX, wait).await, Ok(Ok(_))) {
-            return Err(format!("volume {volume:?} is not attached to the node yet: timed out waiting for external-attacher of {} CSI driver to attach volume {}", source.driver, source.volume_handle));
+            return Err(format!(
+                "volume {volume:?} is not attached to the node yet: timed out waiting for external-attacher of {} CSI driver to attach volume {}",
+                source.driver, source.volume_handle
+            ));
         }
         let name = request::attachment(&source.volume_handle, &source.driver, &self.node);
-        let found = self.client.get_typed::<VolumeAttachment>("", &name).await.map_err(|error| error.to_string())?;
+        let found =
+            self.client.get_typed::<VolumeAttachment>("", &name).await.map_err(|error| error.to_string())?;
         let status = found.status.unwrap_or_default();
         match status.attached {
             true => Ok(status.attachment_metadata.unwrap_or_default()),
@@ -218,7 +229,9 @@ impl CsiVolumes {
         if driver.can(Type::StageUnstageVolume) {
             staging = request::staging(&self.root, &source.driver, &source.volume_handle);
             let staged = self.stage(&driver, source, &staging, &publish_context, &capability).await;
-            staged.map_err(|error| format!("MountVolume.MountDevice failed for volume {:?} : {error}", volume.name()))?;
+            staged.map_err(|error| {
+                format!("MountVolume.MountDevice failed for volume {:?} : {error}", volume.name())
+            })?;
         }
         let mut volume_context = source.volume_attributes.clone().unwrap_or_default();
         volume_context.extend(self.about(pod, object.as_ref(), false, tokens).await?);
@@ -306,7 +319,9 @@ impl CsiVolumes {
             secrets: self.secrets(source.node_expand_secret_ref.as_ref()).await?,
         };
         let expanded = ask(driver.node().node_expand_volume(expand)).await;
-        expanded.map_err(|error| format!("MountVolume.resizeFileSystem failed for volume {:?}: {error}", volume.name()))?;
+        expanded.map_err(|error| {
+            format!("MountVolume.resizeFileSystem failed for volume {:?}: {error}", volume.name())
+        })?;
         let mut grown = claim.clone();
         let status = grown.status.get_or_insert_default();
         status.capacity.get_or_insert_default().insert("storage".into(), capacity.clone());
@@ -372,7 +387,14 @@ impl CsiVolumes {
     }
 
     /// Remembers what is about to be published.
-    fn note(&self, target: &Path, volume: &str, driver: &str, handle: &str, mode: &str) -> Result<(), String> {
+    fn note(
+        &self,
+        target: &Path,
+        volume: &str,
+        driver: &str,
+        handle: &str,
+        mode: &str,
+    ) -> Result<(), String> {
         let Some(parent) = target.parent() else { return Ok(()) };
         let note = Note {
             driver_name: driver.to_owned(),
@@ -396,8 +418,9 @@ impl CsiVolumes {
     async fn unpublish(&self, directory: &Path, note: &Note) -> Result<(), String> {
         let target = directory.join("mount");
         let _one = self.lock(&note.driver_name, &note.volume_handle).await;
-        let failed =
-            |error: String| format!("UnmountVolume.TearDown failed for volume {:?} : {error}", note.spec_volume);
+        let failed = |error: String| {
+            format!("UnmountVolume.TearDown failed for volume {:?} : {error}", note.spec_volume)
+        };
         let driver = self.drivers.get(&note.driver_name).map_err(failed)?;
         let unpublish = NodeUnpublishVolumeRequest {
             volume_id: note.volume_handle.clone(),
@@ -413,9 +436,8 @@ impl CsiVolumes {
                 volume_id: note.volume_handle.clone(),
                 staging_target_path: staging.display().to_string(),
             };
-            let failed = |error: String| {
-                format!("UnmountDevice failed for volume {:?} : {error}", note.spec_volume)
-            };
+            let failed =
+                |error: String| format!("UnmountDevice failed for volume {:?} : {error}", note.spec_volume);
             ask(driver.node().node_unstage_volume(unstage)).await.map_err(failed)?;
             self.staged.lock().remove(&staging);
             if let Some(own) = staging.parent() {
@@ -445,10 +467,14 @@ impl CsiVolumes {
 
     /// What an earlier life of this kubelet published and not yet took away: it is in use.
     pub fn reconstruct(&self) {
-        let persistent = all_notes(&self.root).into_iter().filter(|(_, n)| n.volume_lifecycle_mode == "Persistent");
+        let persistent =
+            all_notes(&self.root).into_iter().filter(|(_, n)| n.volume_lifecycle_mode == "Persistent");
         let names: BTreeSet<String> =
             persistent.map(|(_, n)| request::unique_name(&n.driver_name, &n.volume_handle)).collect();
-        self.in_use.send_modify(|all| all.extend(names));
+        self.in_use.send_if_modified(|all| {
+            all.extend(names);
+            !all.is_empty()
+        });
     }
 }
 

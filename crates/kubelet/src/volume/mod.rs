@@ -166,10 +166,15 @@ impl Job<'_> {
         }
         if let Some(source) = &volume.csi {
             let volumes = self.volumes;
-            let ready = volumes.csi.set_up_ephemeral(self.pod, self.dirs, name, source, &volumes.tokens).await?;
+            let ready =
+                volumes.csi.set_up_ephemeral(self.pod, self.dirs, name, source, &volumes.tokens).await?;
             return Ok(self.ready(ready));
         }
-        if volume.nfs.is_some() || volume.iscsi.is_some() || volume.fc.is_some() || volume.flex_volume.is_some() {
+        if volume.nfs.is_some()
+            || volume.iscsi.is_some()
+            || volume.fc.is_some()
+            || volume.flex_volume.is_some()
+        {
             return Err(format!("no volume plugin matched for volume {name:?}"));
         }
         // No source at all is an emptyDir (the API's default).
@@ -305,8 +310,10 @@ impl Job<'_> {
         let persistent = client.get_typed::<PersistentVolume>("", &name).await.map_err(message)?;
         if persistent.spec.as_ref().is_some_and(|spec| spec.csi.is_some()) {
             let volumes = self.volumes;
-            let ready =
-                volumes.csi.set_up(self.pod, self.dirs, &persistent, &found, read_only, &volumes.tokens).await?;
+            let ready = volumes
+                .csi
+                .set_up(self.pod, self.dirs, &persistent, &found, read_only, &volumes.tokens)
+                .await?;
             return Ok(self.ready(ready));
         }
         let source = persistent.spec.unwrap_or_default();

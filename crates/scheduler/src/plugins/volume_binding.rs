@@ -17,10 +17,7 @@ use crate::storage::Work;
 pub const PLUGIN: Plugin = Plugin {
     prepare_filter: Some(prepare_filter),
     filter: Some(filter),
-    ..Plugin::named(
-        "VolumeBinding",
-        Changes::STORAGE.and(Changes::NODE_ADDED).and(Changes::NODE_LABELS),
-    )
+    ..Plugin::named("VolumeBinding", Changes::STORAGE.and(Changes::NODE_ADDED).and(Changes::NODE_LABELS))
 };
 
 const CONFLICT: &str = "node(s) didn't match PersistentVolume's node affinity";
@@ -77,7 +74,9 @@ fn sort(pod: &PodInfo, cache: &Cache) -> Result<Sorted, String> {
         }
         let named = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
         if claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Lost") {
-            return Err(format!("persistentvolumeclaim {name:?} bound to non-existent persistentvolume {named:?}"));
+            return Err(format!(
+                "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {named:?}"
+            ));
         }
         if claim.is_terminating() {
             return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
@@ -99,7 +98,9 @@ fn sort(pod: &PodInfo, cache: &Cache) -> Result<Sorted, String> {
         let size = |claim: &PersistentVolumeClaim| {
             claim.spec.as_ref().and_then(|s| volumes::storage(s.resources.as_ref()?.requests.as_ref()))
         };
-        sorted.waiting.sort_by(|a, b| size(&a.0).partial_cmp(&size(&b.0)).unwrap_or(std::cmp::Ordering::Equal));
+        sorted
+            .waiting
+            .sort_by(|a, b| size(&a.0).partial_cmp(&size(&b.0)).unwrap_or(std::cmp::Ordering::Equal));
         sorted.volumes = storage.volumes.values().cloned().collect();
         sorted.volumes.sort_by(|a, b| a.name().cmp(b.name()));
         sorted.taken = storage.taken_from(&pod.uid);
