@@ -25,6 +25,8 @@ mod statefulset;
 mod storage;
 mod typed;
 mod volumes;
+mod volumes_claims;
+mod volumes_csi;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
@@ -45,6 +47,8 @@ fn main() -> std::process::ExitCode {
         pod_env::cases(),
         services::cases(),
         volumes::cases(),
+        volumes_claims::cases(),
+        volumes_csi::cases(),
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),

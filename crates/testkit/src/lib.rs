@@ -9,6 +9,7 @@
 pub mod clients;
 pub mod cluster;
 pub mod containerd;
+pub mod csi;
 pub mod hook;
 pub mod image;
 pub mod kinds;
