@@ -18,6 +18,7 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslicemirroring;
 mod follow;
 pub mod garbagecollector;
 mod history;
@@ -62,6 +63,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         disruption::descriptor(),
         endpoints::descriptor(),
         endpointslice::descriptor(),
+        endpointslicemirroring::descriptor(),
         garbagecollector::descriptor(),
         job::descriptor(),
         namespace::descriptor(),
