@@ -188,7 +188,8 @@ fn guestbook(backend: Option<&str>, replica_of: Option<&str>, port: u16) -> anyh
                 let known = get(&primary, backend, &format!("/register?port={port}"));
                 match known.and_then(|text| Ok(serde_json::from_str::<BTreeMap<String, String>>(&text)?)) {
                     Ok(all) => return store.lock().extend(all),
-                    Err(_) => std::thread::sleep(PATIENCE / 10),
+                    // Nobody tells when it is there.
+                    Err(_) => std::thread::park_timeout(PATIENCE / 10),
                 }
             }
         });
