@@ -19,6 +19,7 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslicemirroring;
 pub mod ephemeral;
 mod follow;
 pub mod garbagecollector;
@@ -70,6 +71,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         endpoints::descriptor(),
         endpointslice::descriptor(),
         ephemeral::descriptor(),
+        endpointslicemirroring::descriptor(),
         garbagecollector::descriptor(),
         job::descriptor(),
         namespace::descriptor(),

@@ -1,6 +1,7 @@
 //! Official conformance cases, ported under their official names, against one real cluster.
 
 mod admission;
+mod agnhost;
 mod api;
 mod auth;
 mod cli;
@@ -14,12 +15,15 @@ mod jobs;
 mod machinery;
 mod network;
 mod node;
+mod node_more;
 mod operations;
 mod pod_env;
 mod pod_life;
 mod quota;
 mod records;
 mod schedules;
+mod scheduling;
+mod servers;
 mod services;
 mod statefulset;
 mod storage;
@@ -30,12 +34,18 @@ mod volumes_csi;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((agnhost::NAME, rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return agnhost::main(rest);
+    }
     let groups = [
         storage::cases(),
         node::cases(),
         api::cases(),
         auth::cases(),
         network::cases(),
+        node_more::cases(),
+        servers::cases(),
         cli::cases(),
         crd::cases(),
         crd_fields::cases(),
@@ -52,6 +62,7 @@ fn main() -> std::process::ExitCode {
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),
+        scheduling::cases(),
         disruption::cases(),
         jobs::cases(),
         typed::cases(),

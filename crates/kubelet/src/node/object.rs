@@ -41,6 +41,19 @@ pub fn quantities(amounts: &Amounts) -> BTreeMap<String, Quantity> {
     amounts.iter().map(|(name, value)| (name.clone(), Quantity(text(name, *value)))).collect()
 }
 
+/// Resources that others than the machine gave to the node, as somebody patched them into its capacity: all
+/// of each may be used. `None` where one was taken away again and must go.
+pub fn extended(status: &NodeStatus, own: &Amounts) -> BTreeMap<String, Option<Quantity>> {
+    let foreign = |map: &Option<BTreeMap<String, Quantity>>| -> BTreeMap<String, Option<Quantity>> {
+        let entries = map.iter().flatten().filter(|(name, _)| !own.contains_key(*name));
+        entries.map(|(name, value)| (name.clone(), Some(value.clone()))).collect()
+    };
+    let mut out = foreign(&status.allocatable);
+    out.values_mut().for_each(|value| *value = None);
+    out.extend(foreign(&status.capacity));
+    out
+}
+
 /// Why the node is not ready, if it is not.
 pub type NotReady<'a> = Option<&'a str>;
 
@@ -224,6 +237,22 @@ pub fn transitions(old: &[NodeCondition], new: &[NodeCondition]) -> Vec<&'static
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_of_others_follow_their_capacity() {
+        let amounts = |pairs: &[(&str, &str)]| {
+            Some(pairs.iter().map(|(n, v)| ((*n).to_owned(), Quantity((*v).to_owned()))).collect())
+        };
+        let status = NodeStatus {
+            capacity: amounts(&[("cpu", "2"), ("a.io/new", "5"), ("a.io/more", "3")]),
+            allocatable: amounts(&[("cpu", "1"), ("a.io/more", "2"), ("a.io/gone", "4")]),
+            ..NodeStatus::default()
+        };
+        let found = extended(&status, &Amounts::from([("cpu".into(), 2000)]));
+        let value = |v: &str| Some(Quantity(v.into()));
+        let expect = [("a.io/gone", None), ("a.io/more", value("3")), ("a.io/new", value("5"))];
+        assert_eq!(found, expect.map(|(n, v)| (n.to_owned(), v)).into());
+    }
 
     #[test]
     fn conditions_and_events() {
