@@ -13,6 +13,7 @@ mod server;
 
 pub use channel::{Channel, MESSAGE_BYTES_MAX};
 pub use server::{Routes, serve};
+pub use prost;
 pub use tonic;
 
 /// Declares the generated modules.

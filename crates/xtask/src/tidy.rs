@@ -57,7 +57,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("build", &["cri", "image"]),
     ("streaming", &["client", "cri"]),
     ("cri-socket", &["client", "rpc", "cri", "streaming"]),
-    ("kubelet", &["stdx", "meta", "api", "client", "reconcile", "cri", "streaming"]),
+    ("kubelet", &["stdx", "meta", "api", "client", "reconcile", "rpc", "cri", "streaming"]),
     ("net", &["stdx", "cri"]),
     ("proxy", &["stdx", "meta", "api", "client", "reconcile", "net"]),
     ("dns", &["stdx", "meta", "api", "client", "reconcile"]),

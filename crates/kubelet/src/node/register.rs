@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use reconcile::EventType;
 use serde_json::json;
 
-use super::machine::Pressure;
 use super::object::{self, Inputs};
 use crate::agent::Agent;
 
@@ -43,7 +42,10 @@ pub async fn keep(agent: Arc<Agent>, port: u16, registered: tokio::sync::oneshot
                 stdx::Backoff { initial: RETRY, max: RETRY_MAX }.delay(failures)
             }
         };
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = agent.changed.notified() => {}
+        }
     }
 }
 
@@ -60,8 +62,9 @@ async fn report(
         config: &agent.config,
         machine: &agent.machine,
         images: &images,
-        pressure: Pressure::read(&agent.config),
+        pressure: agent.pressure(),
         not_ready: not_ready.as_deref(),
+        devices: &agent.devices.amounts(),
         port,
         old: &old,
         now,
@@ -85,7 +88,7 @@ async fn report(
             Ok(node) => {
                 let kept = node.status.and_then(|status| status.conditions).unwrap_or_default();
                 status.conditions =
-                    Some(object::conditions(&kept, Pressure::read(&agent.config), not_ready.as_deref(), now));
+                    Some(object::conditions(&kept, agent.pressure(), not_ready.as_deref(), now));
                 let labels = object::labels(&agent.config);
                 let patch = Patch::Strategic(json!({"metadata": {"labels": labels}}));
                 agent.client.patch(&Node::GVR, "", name, "", &patch).await?;

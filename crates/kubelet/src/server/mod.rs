@@ -131,6 +131,7 @@ async fn route(
     match parts[..] {
         ["healthz"] if reading => text(StatusCode::OK, "ok"),
         ["pods" | "runningpods"] if reading => json(&pods(agent)),
+        ["configz"] if reading => json(&crate::configuration::effective(&agent.config)),
         ["metrics"] if reading => stats::metrics(agent).await,
         ["metrics", "resource"] if reading => stats::resource_metrics(agent).await,
         ["stats", "summary"] if reading => match stats::summary(agent).await {

@@ -145,6 +145,7 @@ pub(super) async fn metrics(agent: &Agent) -> Response<Body> {
     }
     let desired = agent.workers.0.lock().len();
     let _ = writeln!(out, "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods {desired}");
+    agent.counters.render(&mut out);
     exposition(out)
 }
 
