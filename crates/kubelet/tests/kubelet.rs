@@ -96,7 +96,7 @@ async fn a_pod_runs_becomes_ready_and_goes() {
     assert_eq!(pod["status"]["podIP"], "127.0.0.1");
     assert_eq!(pod["status"]["hostIP"], "192.0.2.1");
     assert_eq!(pod["status"]["qosClass"], "BestEffort");
-    assert!(container(&pod, "a")["containerID"].as_str().unwrap().starts_with("ferry://container"));
+    assert!(container(&pod, "a")["containerID"].as_str().unwrap().starts_with("fake://container"));
     let config = node.runtime.config("a").unwrap();
     assert!(config.envs.iter().any(|env| env.name == "IP" && env.value == "127.0.0.1"));
     let volume = &config.mounts[0].host_path;
