@@ -12,6 +12,7 @@ use auth::tls::Rotator;
 use container::Runtime;
 use image::{ImageStore, StoreConfig};
 use kubelet::configuration::Configuration;
+use kubelet::server::Peer;
 use kubelet::{Kubelet, ServerConfig};
 use meta::UserInfo;
 use meta::user::GROUP_NODES;
@@ -104,6 +105,9 @@ impl Node {
             config.device_plugin_dir = directory.clone();
         }
         if let Some(file) = file {
+            for field in &file.idle {
+                eprintln!("KubeletConfiguration: {field} has no effect on a node of Ferry");
+            }
             file.apply(&mut config);
         }
         let user = UserInfo::authenticated(&format!("system:node:{}", env.node_name), &[GROUP_NODES]);
@@ -128,7 +132,7 @@ impl Node {
 }
 
 /// Reads a KubeletConfiguration.
-fn kubelet_config(path: &Path) -> anyhow::Result<Configuration> {
+pub fn kubelet_config(path: &Path) -> anyhow::Result<Configuration> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| {
         format!(
@@ -141,9 +145,6 @@ fn kubelet_config(path: &Path) -> anyhow::Result<Configuration> {
     let read = Configuration::decode(document).map_err(|error| {
         anyhow::anyhow!("failed to load kubelet config file, path: {shown}, error: {error}")
     })?;
-    for field in &read.idle {
-        eprintln!("{shown}: {field} has no effect on a node of Ferry");
-    }
     Ok(read)
 }
 
@@ -158,7 +159,7 @@ async fn answers(runtime: &dyn cri::RuntimeService) {
     }
 }
 
-/// The node's HTTPS server: its own certificate, renewed while it runs, and only the API server may call.
+/// The node's HTTPS server: its own certificate, renewed while it runs. The API server may call, and whom it lets.
 fn server(
     env: &Environment,
     pki: &Arc<Pki>,
@@ -179,9 +180,13 @@ fn server(
         listen: SocketAddr::new(env.options.bind_address, port),
         tls,
         // The handshake lets any certificate through; the authenticator judges its chain.
-        may_call: Arc::new(move |leaf| {
+        peer: Arc::new(move |leaf| {
             let user = leaf.and_then(|leaf| authenticator.authenticate_certificate(leaf).ok().flatten());
-            user.is_some_and(|user| user.username == API_SERVER_CLIENT)
+            match user {
+                Some(user) if user.username == API_SERVER_CLIENT => Peer::ApiServer,
+                Some(user) => Peer::User(user),
+                None => Peer::Nobody,
+            }
         }),
     })
 }

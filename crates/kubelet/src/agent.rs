@@ -92,6 +92,8 @@ pub struct Agent {
     pub counters: Counters,
     /// Processors and whose they are.
     pub cpus: crate::cpu::Manager,
+    /// Who may use the node's server.
+    pub gate: crate::server::Gate,
     /// Devices of plugins and whose they are.
     pub devices: Arc<crate::devices::Manager>,
     /// Told when the processors that containers share have changed.

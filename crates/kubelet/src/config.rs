@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use api::k8s_openapi::api::core::v1::Taint;
 
-/// Decides whether a peer may use the node's server, from the DER of its client certificate. Only the API
-/// server's own identity should pass.
-pub type PeerCheck = Arc<dyn Fn(Option<&[u8]>) -> bool + Send + Sync>;
+/// Who a peer of the node's server is, from the DER of its client certificate. Only the API server's own identity
+/// should be taken for it.
+pub type PeerCheck = Arc<dyn Fn(Option<&[u8]>) -> crate::server::Peer + Send + Sync>;
 
 /// The node's HTTPS server.
 #[derive(Clone)]
@@ -18,8 +18,8 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Certificate and protocols.
     pub tls: Arc<rustls::ServerConfig>,
-    /// Who may call.
-    pub may_call: PeerCheck,
+    /// Who calls.
+    pub peer: PeerCheck,
 }
 
 /// How processors are given to containers.

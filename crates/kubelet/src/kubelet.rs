@@ -175,6 +175,7 @@ impl Kubelet {
             images_seen: tokio::sync::Mutex::default(),
             counters: crate::counters::Counters::default(),
             cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
+            gate: crate::server::Gate::default(),
             shared_changed: tokio::sync::Notify::new(),
             devices: Arc::new(crate::devices::Manager::new(
                 self.config.device_plugin_dir.clone(),

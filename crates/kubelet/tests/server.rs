@@ -66,7 +66,10 @@ async fn logs_for_the_api_server_only() {
     config.server = Some(ServerConfig {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
         tls: auth::tls::server_config(serving, auth::tls::client_verifier(pki.ca_der()).unwrap()).unwrap(),
-        may_call: Arc::new(move |peer| peer == Some(&leaf[..])),
+        peer: Arc::new(move |peer| match peer == Some(&leaf[..]) {
+            true => kubelet::server::Peer::ApiServer,
+            false => kubelet::server::Peer::Nobody,
+        }),
     });
     let (api, runtime, cancel) = (FakeApi::new(), FakeRuntime::new(), CancellationToken::new());
     let kubelet = Kubelet::new(config, api.client(), runtime.clone(), runtime.clone(), clock);

@@ -1,8 +1,11 @@
-//! The node's HTTPS server, for the API server only: logs, pods, metrics, statistics, and the way to exec,
+//! The node's HTTPS server, for the API server and whom it lets: logs, pods, metrics, statistics, and the way to exec,
 //! attach and port-forward.
 
+mod access;
 pub mod logs;
 mod stats;
+
+pub use access::{Gate, Peer};
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -71,22 +74,17 @@ impl Server {
                     continue;
                 }
             };
-            let (acceptor, may_call) = (acceptor.clone(), self.config.may_call.clone());
+            let (acceptor, peer) = (acceptor.clone(), self.config.peer.clone());
             let (agent, streaming, cancel) = (self.agent.clone(), self.streaming.clone(), cancel.clone());
             tokio::spawn(async move {
                 let _place = place;
                 let _ = stream.set_nodelay(true);
                 let Ok(stream) = acceptor.accept(stream).await else { return };
                 let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first().cloned());
-                let allowed = may_call(leaf.as_deref());
+                let peer = Arc::new(peer(leaf.as_deref()));
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let (agent, streaming) = (agent.clone(), streaming.clone());
-                    async move {
-                        Ok::<_, Infallible>(match allowed {
-                            true => route(&agent, streaming.as_ref(), request).await,
-                            false => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
-                        })
-                    }
+                    let (agent, streaming, peer) = (agent.clone(), streaming.clone(), peer.clone());
+                    async move { Ok::<_, Infallible>(guarded(&agent, streaming.as_ref(), &peer, request).await) }
                 });
                 let server = auto::Builder::new(TokioExecutor::new());
                 let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -117,6 +115,25 @@ fn json(value: &serde_json::Value) -> Response<Body> {
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response
+}
+
+/// Answers whoever may ask.
+async fn guarded(
+    agent: &Arc<Agent>,
+    streaming: Option<&Handler>,
+    peer: &Peer,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let what = (request.method(), request.uri().path(), request.headers());
+    match agent.gate.judge(&agent.client, &agent.config.node_name, peer, what).await {
+        Ok(()) => route(agent, streaming, request).await,
+        Err(access::Refusal::Unauthorized) => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+        Err(access::Refusal::Forbidden(why)) => text(StatusCode::FORBIDDEN, why),
+        Err(access::Refusal::Failed(why)) => {
+            tracing::warn!(why, "it could not be found out who may use the node's server");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "Authorization error")
+        }
+    }
 }
 
 /// The path decides.
