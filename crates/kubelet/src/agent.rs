@@ -92,6 +92,10 @@ pub struct Agent {
     pub counters: Counters,
     /// Processors and whose they are.
     pub cpus: crate::cpu::Manager,
+    /// How often probes went how, by pod uid and labels.
+    pub probes: Mutex<HashMap<String, std::collections::BTreeMap<String, u64>>>,
+    /// Rates of processor time.
+    pub rates: crate::server::Rates,
     /// Who may use the node's server.
     pub gate: crate::server::Gate,
     /// Devices of plugins and whose they are.
@@ -227,6 +231,7 @@ impl Agent {
         let counted = self.admitted.lock().remove(uid).is_some();
         self.discharged.notify_waiters();
         self.devices.release(uid);
+        self.probes.lock().remove(uid);
         if self.cpus.release(uid) {
             self.shared_changed.notify_one();
         }

@@ -176,6 +176,8 @@ impl Kubelet {
             counters: crate::counters::Counters::default(),
             cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
             gate: crate::server::Gate::default(),
+            probes: Mutex::default(),
+            rates: crate::server::Rates::default(),
             shared_changed: tokio::sync::Notify::new(),
             devices: Arc::new(crate::devices::Manager::new(
                 self.config.device_plugin_dir.clone(),

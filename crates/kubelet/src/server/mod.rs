@@ -6,6 +6,7 @@ pub mod logs;
 mod stats;
 
 pub use access::{Gate, Peer};
+pub use stats::Rates;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -143,6 +144,11 @@ async fn route(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let path = request.uri().path().to_owned();
+    let debugging = ["exec", "attach", "portForward", "containerLogs", "runningpods", "logs"];
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    if !agent.config.debugging_handlers && debugging.contains(&first) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
+    }
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     match parts[..] {
@@ -151,10 +157,12 @@ async fn route(
         ["configz"] if reading => json(&crate::configuration::effective(&agent.config)),
         ["metrics"] if reading => stats::metrics(agent).await,
         ["metrics", "resource"] if reading => stats::resource_metrics(agent).await,
-        ["stats", "summary"] if reading => match stats::summary(agent).await {
-            Ok(summary) => json(&summary),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-        },
+        ["metrics", "cadvisor"] if reading => stats::container_metrics(agent).await,
+        ["metrics", "probes"] if reading => stats::probe_metrics(agent),
+        ["stats", "summary"] => stats::summary(agent, request.uri().query().unwrap_or_default()).await,
+        ["checkpoint", ..] if *request.method() == Method::POST => {
+            text(StatusCode::NOT_FOUND, "checkpointing is not available: the container runtime cannot do it")
+        }
         ["containerLogs", namespace, pod, container] if reading => {
             container_logs(agent, namespace, pod, container, request.uri().query().unwrap_or_default()).await
         }
