@@ -306,6 +306,106 @@ fn configuration(s: &Scope<'_>) {
     .unwrap();
 }
 
+/// What `curl` with this token gets of the node's own port: code and body.
+fn call(s: &Scope<'_>, token: &str, path: &str) -> (String, String) {
+    let node = s.list("nodes", "").unwrap().remove(0);
+    let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
+    let mut command = Command::new("curl");
+    command.args(["-sk", "-w", "\n%{http_code}"]);
+    if !token.is_empty() {
+        command.args(["-H", &format!("Authorization: Bearer {token}")]);
+    }
+    let out = command.arg(format!("https://127.0.0.1:{port}{path}")).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let (body, code) = text.rsplit_once('\n').unwrap();
+    (code.to_owned(), body.to_owned())
+}
+
+fn others_calls(s: &Scope<'_>) {
+    assert_eq!(call(s, "", "/pods"), ("401".into(), "Unauthorized".into()));
+    assert_eq!(call(s, "nonsense", "/pods").0, "401");
+    s.kubectl(&["create", "serviceaccount", "monitor"]).unwrap();
+    let token = s.kubectl(&["create", "token", "monitor"]).unwrap().trim().to_owned();
+    let (code, body) = call(s, &token, "/pods");
+    assert_eq!(code, "403");
+    has(
+        &body,
+        &[
+            "Forbidden (user=system:serviceaccount:",
+            ":monitor, verb=get, resource=nodes, subresource(s)=[pods proxy])",
+        ],
+    )
+    .unwrap();
+    s.kubectl(&["create", "clusterrole", "monitor", "--verb=get", "--resource=nodes/metrics"]).unwrap();
+    let account = format!("{}:monitor", s.namespace);
+    s.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "monitor",
+        "--clusterrole=monitor",
+        "--serviceaccount",
+        &account,
+    ])
+    .unwrap();
+    let (code, body) = call(s, &token, "/metrics/resource");
+    assert_eq!(code, "200", "{body}");
+    has(&body, &["node_memory_working_set_bytes ", "resource_scrape_error 0"]).unwrap();
+    assert_eq!(call(s, &token, "/stats/summary").0, "403");
+}
+
+fn statistics(s: &Scope<'_>) {
+    s.ready(pod("busy", "while :; do :; done", |spec| {
+        spec["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+        spec["containers"][0]["resources"] = json!({"limits": {"cpu": "200m", "memory": "50Mi"}});
+        spec["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+        spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    }))
+    .unwrap();
+    let node = s.list("nodes", "").unwrap().remove(0);
+    let base = format!("/api/v1/nodes/{}/proxy", node["metadata"]["name"].as_str().unwrap());
+    let summary = s.path(&format!("{base}/stats/summary")).unwrap();
+    let of_node = &summary["node"];
+    for path in [
+        "/cpu/usageNanoCores",
+        "/memory/workingSetBytes",
+        "/fs/capacityBytes",
+        "/fs/inodesUsed",
+        "/network/rxBytes",
+        "/runtime/imageFs/usedBytes",
+        "/runtime/containerFs/capacityBytes",
+        "/rlimit/maxpid",
+        "/systemContainers/0/memory/workingSetBytes",
+    ] {
+        assert!(of_node.pointer(path).is_some_and(|value| value.as_u64().is_some()), "{path}: {of_node}");
+    }
+    let pods = summary["pods"].as_array().unwrap();
+    let busy = pods.iter().find(|pod| pod["podRef"]["name"] == "busy").unwrap();
+    let cores = busy["cpu"]["usageNanoCores"].as_u64().unwrap();
+    assert!((50_000_000..400_000_000).contains(&cores), "a fifth of a processor: {busy}");
+    assert!(busy["network"]["name"] == "eth0" && busy["process_stats"]["process_count"].as_u64() >= Some(1));
+    let volumes = busy["volume"].as_array().unwrap();
+    assert!(volumes.iter().any(|volume| volume["name"] == "v"), "{busy}");
+    assert!(busy["ephemeral-storage"]["usedBytes"].as_u64().is_some(), "{busy}");
+    let text = |path: &str| {
+        let (code, _, body) = s.raw(http::Method::GET, &format!("{base}{path}"), &[], "").unwrap();
+        assert_eq!(code, 200, "{path}");
+        String::from_utf8_lossy(&body).into_owned()
+    };
+    let about = format!("namespace=\"{}\",pod=\"busy\"", s.namespace);
+    let lines = [
+        ("/metrics/cadvisor", "container_cpu_usage_seconds_total{container=\"main\",cpu=\"total\",id=\""),
+        ("/metrics/cadvisor", "container_network_receive_bytes_total{container=\"\",id=\""),
+        ("/metrics/cadvisor", "machine_cpu_cores{boot_id="),
+        ("/metrics/probes", "probe_type=\"Readiness\",result=\"successful\",pod_uid=\""),
+        ("/metrics/resource", "container_start_time_seconds{container=\"main\","),
+    ];
+    for (path, wanted) in lines {
+        let body = text(path);
+        has(&body, &[wanted]).unwrap();
+        assert!(body.contains(&about) || wanted.starts_with("machine"), "{path}\n{body}");
+    }
+}
+
 fn refused(directory: &Path) {
     let table = [
         ("foo: 1", "failed to decode: strict decoding error: unknown field \"foo\""),
@@ -341,6 +441,8 @@ fn the_node_keeps_to_its_configuration() -> anyhow::Result<()> {
     processors(&s);
     limits(&s);
     configuration(&s);
+    statistics(&s);
+    others_calls(&s);
     refused(directory.path());
     Ok(())
 }
