@@ -12,8 +12,8 @@ mod channel;
 mod server;
 
 pub use channel::{Channel, MESSAGE_BYTES_MAX};
-pub use server::{Routes, serve};
 pub use prost;
+pub use server::{Routes, serve};
 pub use tonic;
 
 /// Declares the generated modules.
