@@ -136,7 +136,7 @@ impl Manager {
         let taken: Set = state.owned.values().flat_map(BTreeMap::values).flatten().copied().collect();
         let strict = matches!(self.policy, CpuPolicy::Static { strict_reservation: true, .. });
         state.shared = (self.topology.iter().map(|cpu| cpu.id))
-            .filter(|cpu| !taken.contains(cpu) && !(strict && self.reserved.contains(cpu)))
+            .filter(|cpu| !(taken.contains(cpu) || strict && self.reserved.contains(cpu)))
             .collect();
         if self.policy == CpuPolicy::None {
             return;
@@ -182,7 +182,7 @@ impl Manager {
                 continue;
             }
             let threads = take::threads_per_core(&self.topology);
-            if full_cores_only && wanted % threads != 0 {
+            if full_cores_only && !wanted.is_multiple_of(threads) {
                 return Err(Self::refused(
                     "SMTAlignmentError",
                     format!(
