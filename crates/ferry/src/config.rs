@@ -133,6 +133,13 @@ pub struct UpOptions {
     /// kubelet's option of this name has it.
     #[arg(long, default_value = "", value_name = "LIST")]
     pub eviction_hard: String,
+    /// KubeletConfiguration (`kubelet.config.k8s.io/v1beta1`) of the node; what it names wins over options.
+    #[arg(long, value_name = "FILE")]
+    pub kubelet_config: Option<PathBuf>,
+    /// Where device plugins register; in the data directory by default, `/var/lib/kubelet/device-plugins` for
+    /// plugins that expect the usual place.
+    #[arg(long, value_name = "DIR")]
+    pub device_plugin_dir: Option<PathBuf>,
     /// Images: pulls and what is collected.
     #[command(flatten)]
     pub images: crate::pulls::ImageOptions,

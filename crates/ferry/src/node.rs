@@ -1,6 +1,7 @@
 //! The node: image store, embedded runtime and kubelet, speaking to the API server as the node itself.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use auth::pki::{Names, Pki};
 use auth::tls::Rotator;
 use container::Runtime;
 use image::{ImageStore, StoreConfig};
+use kubelet::configuration::Configuration;
+use kubelet::server::Peer;
 use kubelet::{Kubelet, ServerConfig};
 use meta::UserInfo;
 use meta::user::GROUP_NODES;
@@ -85,7 +88,8 @@ impl Node {
     ) -> anyhow::Result<Node> {
         let opened = runtime::open(env, network).await?;
         let mut config = kubelet::Config::new(&env.node_name, env.paths.root.clone());
-        config.eviction_hard = env.options.eviction_hard.parse().context("--eviction-hard")?;
+        config.eviction = kubelet::eviction::threshold::Eviction::from_list(&env.options.eviction_hard)
+            .context("--eviction-hard")?;
         config.image_gc = env.options.images.policy()?;
         config.credential_providers = env.options.images.providers()?;
         config.parallel_pulls = env.options.images.parallel_pulls();
@@ -93,9 +97,19 @@ impl Node {
         config.cgroup_root = runtime::cgroup_root(env);
         config.cluster_dns = vec![env.options.cluster_dns];
         config.cluster_domain = env.options.cluster_domain.clone();
+        let file = env.options.kubelet_config.as_deref().map(kubelet_config).transpose()?;
         config.version = apiserver::endpoints::GIT_VERSION.into();
         let authenticator = plane.server.authenticator.clone();
         config.server = Some(server(env, &plane.pki, authenticator, tasks)?);
+        if let Some(directory) = &env.options.device_plugin_dir {
+            config.device_plugin_dir = directory.clone();
+        }
+        if let Some(file) = file {
+            for field in &file.idle {
+                eprintln!("KubeletConfiguration: {field} has no effect on a node of Ferry");
+            }
+            file.apply(&mut config);
+        }
         let user = UserInfo::authenticated(&format!("system:node:{}", env.node_name), &[GROUP_NODES]);
         let client = plane.client.as_user(user).with_user_agent("kubelet/ferry");
         let (runtime, images) = (opened.runtime.clone(), opened.images.clone());
@@ -117,6 +131,23 @@ impl Node {
     }
 }
 
+/// Reads a KubeletConfiguration.
+pub fn kubelet_config(path: &Path) -> anyhow::Result<Configuration> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!(
+            "failed to load kubelet config file, path: {shown}, error: failed to read kubelet config file"
+        )
+    })?;
+    let document = serde_saphyr::from_str(&text).with_context(|| {
+        format!("failed to load kubelet config file, path: {shown}, error: failed to decode")
+    })?;
+    let read = Configuration::decode(document).map_err(|error| {
+        anyhow::anyhow!("failed to load kubelet config file, path: {shown}, error: {error}")
+    })?;
+    Ok(read)
+}
+
 /// Waits until the runtime answers: one of somebody else's may be started after us.
 async fn answers(runtime: &dyn cri::RuntimeService) {
     let mut told = false;
@@ -128,7 +159,7 @@ async fn answers(runtime: &dyn cri::RuntimeService) {
     }
 }
 
-/// The node's HTTPS server: its own certificate, renewed while it runs, and only the API server may call.
+/// The node's HTTPS server: its own certificate, renewed while it runs. The API server may call, and whom it lets.
 fn server(
     env: &Environment,
     pki: &Arc<Pki>,
@@ -149,9 +180,13 @@ fn server(
         listen: SocketAddr::new(env.options.bind_address, port),
         tls,
         // The handshake lets any certificate through; the authenticator judges its chain.
-        may_call: Arc::new(move |leaf| {
+        peer: Arc::new(move |leaf| {
             let user = leaf.and_then(|leaf| authenticator.authenticate_certificate(leaf).ok().flatten());
-            user.is_some_and(|user| user.username == API_SERVER_CLIENT)
+            match user {
+                Some(user) if user.username == API_SERVER_CLIENT => Peer::ApiServer,
+                Some(user) => Peer::User(user),
+                None => Peer::Nobody,
+            }
         }),
     })
 }

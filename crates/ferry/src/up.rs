@@ -23,6 +23,10 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         .with_env_filter(tracing_subscriber::EnvFilter::new(&options.log_level))
         .with_writer(std::io::stderr)
         .init();
+    // A file that cannot be used is refused before anything is made.
+    if let Some(path) = &options.kubelet_config {
+        crate::node::kubelet_config(path)?;
+    }
     let problems = preflight::check(&options);
     if !problems.is_empty() {
         for p in &problems {

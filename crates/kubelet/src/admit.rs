@@ -25,7 +25,11 @@ pub struct NodeView {
 }
 
 fn rejected(reason: impl Into<String>, message: impl AsRef<str>) -> Verdict {
-    Verdict { reason: reason.into(), message: format!("Pod was rejected: {}", message.as_ref()) }
+    Verdict {
+        reason: reason.into(),
+        message: format!("Pod was rejected: {}", message.as_ref()),
+        ..Verdict::default()
+    }
 }
 
 /// Judges a pod; `others` are the pods that are on the node already and have not ended.

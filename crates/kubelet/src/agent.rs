@@ -15,6 +15,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::admit::{self, NodeView};
 use crate::config::Config;
+use crate::counters::Counters;
+use crate::eviction::state::Pressure;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::references::References;
@@ -78,6 +80,30 @@ pub struct Agent {
     pub admitted: Mutex<HashMap<String, Arc<Pod>>>,
     /// Uids of pods whose resize waits for room.
     pub deferred: Mutex<std::collections::HashSet<String>>,
+    /// Told when a pod counts no longer.
+    pub discharged: Notify,
+    /// Told when the node's status is worth another look.
+    pub changed: Notify,
+    /// Pressure the node is under.
+    pub pressure: Mutex<Pressure>,
+    /// Images as seen over time.
+    pub images_seen: tokio::sync::Mutex<crate::image_gc::Seen>,
+    /// What is counted.
+    pub counters: Counters,
+    /// Processors and whose they are.
+    pub cpus: crate::cpu::Manager,
+    /// How often probes went how, by pod uid and labels.
+    pub probes: Mutex<HashMap<String, std::collections::BTreeMap<String, u64>>>,
+    /// Rates of processor time.
+    pub rates: crate::server::Rates,
+    /// Who may use the node's server.
+    pub gate: crate::server::Gate,
+    /// Devices of plugins and whose they are.
+    pub devices: Arc<crate::devices::Manager>,
+    /// Told when the processors that containers share have changed.
+    pub shared_changed: Notify,
+    /// Swap that is there to be limited.
+    pub swap: Option<crate::swap::Swap>,
 }
 
 /// The table of workers.
@@ -117,7 +143,9 @@ impl Workers {
 impl Agent {
     /// Allocatable resources of this node.
     pub fn allocatable(&self) -> Amounts {
-        self.machine.allocatable(&self.config)
+        let mut all = self.machine.allocatable(&self.config);
+        all.extend(self.devices.amounts().into_iter().map(|(name, (_, usable))| (name, usable)));
+        all
     }
 
     /// The runtime's handler behind a pod's RuntimeClass; empty for the default one. An error says why the pod
@@ -132,6 +160,18 @@ impl Agent {
         Ok(class.get("handler").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
     }
 
+    /// Pressure the node is under.
+    pub fn pressure(&self) -> Pressure {
+        *self.pressure.lock()
+    }
+
+    /// Notes what pressure the node is under; a change is reported at once.
+    pub fn set_pressure(&self, now: Pressure) {
+        if std::mem::replace(&mut *self.pressure.lock(), now) != now {
+            self.changed.notify_one();
+        }
+    }
+
     /// Addresses of the node.
     pub fn host_ips(&self) -> &[IpAddr] {
         &self.config.node_ips
@@ -139,6 +179,8 @@ impl Agent {
 
     /// Admits a pod and counts it from now on, or says why not.
     pub fn admit(&self, pod: &Arc<Pod>) -> Result<(), Verdict> {
+        crate::eviction::admit::admit(pod, self.pressure())?;
+        crate::sysctl::admit(pod, &self.config.allowed_sysctls)?;
         let own = self.node.store().get(&self.config.node_name);
         let labels = own.as_ref().and_then(|node| node.metadata.labels.clone());
         let taints = own.as_ref().and_then(|node| node.spec.as_ref()?.taints.clone());
@@ -154,7 +196,29 @@ impl Agent {
             admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, pod)| pod.clone()).collect();
         let others: Vec<&Pod> = others.iter().map(|pod| &**pod).collect();
         admit::admit(pod, &view, &others)?;
+        self.set_apart(pod)?;
         admitted.insert(pod.uid().to_owned(), pod.clone());
+        Ok(())
+    }
+
+    /// Gives a pod that was admitted the devices it asks for, or says why it cannot.
+    pub async fn give_devices(&self, pod: &Pod) -> Result<(), Verdict> {
+        let given = self.devices.allocate(self, pod).await;
+        if given.is_err() {
+            self.discharge(pod.uid());
+        }
+        given
+    }
+
+    /// Gives a pod the processors it is to have for itself.
+    fn set_apart(&self, pod: &Pod) -> Result<(), Verdict> {
+        let given = self.cpus.allocate(pod);
+        if !matches!(given, Ok(false)) {
+            self.counters.pinned(given.is_err());
+        }
+        if given? {
+            self.shared_changed.notify_one();
+        }
         Ok(())
     }
 
@@ -166,6 +230,12 @@ impl Agent {
     /// The pod no longer counts.
     pub fn discharge(&self, uid: &str) {
         let counted = self.admitted.lock().remove(uid).is_some();
+        self.discharged.notify_waiters();
+        self.devices.release(uid);
+        self.probes.lock().remove(uid);
+        if self.cpus.release(uid) {
+            self.shared_changed.notify_one();
+        }
         self.deferred.lock().remove(uid);
         if counted {
             self.tell_deferred(uid);

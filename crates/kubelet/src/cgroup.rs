@@ -18,6 +18,8 @@ pub struct Values {
     pub cpu_quota_us: i64,
     /// Bytes of memory.
     pub memory_bytes: i64,
+    /// Processes.
+    pub pids: i64,
 }
 
 fn is_v2(mount: &Path) -> bool {
@@ -58,6 +60,9 @@ pub fn apply(mount: &Path, path: &str, values: Values) -> io::Result<()> {
         let memory = if values.memory_bytes > 0 { values.memory_bytes.to_string() } else { "max".into() };
         fs::write(at.join("cpu.weight"), weight(values.cpu_shares).to_string())?;
         fs::write(at.join("cpu.max"), format!("{quota} 100000"))?;
+        if values.pids > 0 {
+            fs::write(at.join("pids.max"), values.pids.to_string())?;
+        }
         return fs::write(at.join("memory.max"), memory);
     }
     let within = |controller: &str| mount.join(controller).join(relative);
@@ -75,6 +80,11 @@ pub fn apply(mount: &Path, path: &str, values: Values) -> io::Result<()> {
     if values.memory_bytes > 0 {
         fs::create_dir_all(&memory)?;
     }
+    if values.pids > 0 {
+        let pids = within("pids");
+        fs::create_dir_all(&pids)?;
+        fs::write(pids.join("pids.max"), values.pids.to_string())?;
+    }
     limit(memory.join("memory.limit_in_bytes"), values.memory_bytes)
 }
 
@@ -83,6 +93,29 @@ fn make(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Limit and working set of a cgroup's memory, in bytes; `None` where it is not limited.
+pub fn memory(mount: &Path, path: &str) -> Option<(u64, u64)> {
+    let relative = path.trim_matches('/');
+    let (at, limit, usage, inactive) = match is_v2(mount) {
+        true => (mount.join(relative), "memory.max", "memory.current", "inactive_file"),
+        false => (
+            mount.join("memory").join(relative),
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    };
+    // Without a limit v1 shows a number near the largest that it can count to.
+    let limit = number(&at.join(limit)).filter(|bytes| *bytes < 1 << 62)?;
+    let stat = fs::read_to_string(at.join("memory.stat")).unwrap_or_default();
+    let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse::<u64>().ok());
+    Some((limit, number(&at.join(usage))?.saturating_sub(inactive.unwrap_or(0))))
 }
 
 /// Removes the cgroup `path` and what is below it, in every hierarchy. Cgroups with processes stay.
@@ -109,7 +142,7 @@ fn remove_below(path: &Path) {
 mod tests {
     use super::*;
 
-    const VALUES: Values = Values { cpu_shares: 512, cpu_quota_us: 50_000, memory_bytes: 1 << 20 };
+    const VALUES: Values = Values { cpu_shares: 512, cpu_quota_us: 50_000, memory_bytes: 1 << 20, pids: 7 };
 
     #[test]
     fn weights() {
@@ -124,7 +157,7 @@ mod tests {
         let pod = mount.path().join("a/podx");
         let read = |file: &str| fs::read_to_string(pod.join(file)).unwrap();
         assert_eq!((read("cpu.weight").as_str(), read("cpu.max").as_str()), ("20", "50000 100000"));
-        assert_eq!(read("memory.max"), "1048576");
+        assert_eq!((read("memory.max").as_str(), read("pids.max").as_str()), ("1048576", "7"));
         fs::create_dir_all(mount.path().join("b/empty/below")).unwrap();
         remove(mount.path(), "/b/empty");
         assert!(mount.path().join("b").exists() && !mount.path().join("b/empty").exists());
@@ -145,6 +178,7 @@ mod tests {
             ("512", "50000")
         );
         assert_eq!(read("memory/a/podx/memory.limit_in_bytes"), "1048576");
+        assert_eq!(read("pids/a/podx/pids.max"), "7");
         assert_eq!(roots(mount.path()).len(), 3);
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use api::k8s_openapi::api::core::v1::Taint;
 
-/// Decides whether a peer may use the node's server, from the DER of its client certificate. Only the API
-/// server's own identity should pass.
-pub type PeerCheck = Arc<dyn Fn(Option<&[u8]>) -> bool + Send + Sync>;
+/// Who a peer of the node's server is, from the DER of its client certificate. Only the API server's own identity
+/// should be taken for it.
+pub type PeerCheck = Arc<dyn Fn(Option<&[u8]>) -> crate::server::Peer + Send + Sync>;
 
 /// The node's HTTPS server.
 #[derive(Clone)]
@@ -18,8 +18,37 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Certificate and protocols.
     pub tls: Arc<rustls::ServerConfig>,
-    /// Who may call.
-    pub may_call: PeerCheck,
+    /// Who calls.
+    pub peer: PeerCheck,
+}
+
+/// How processors are given to containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CpuPolicy {
+    /// All containers share all of them.
+    #[default]
+    None,
+    /// Guaranteed containers that ask for whole ones get them for themselves.
+    Static {
+        /// Only whole cores are given.
+        full_cores_only: bool,
+        /// Reserved ones are not shared either.
+        strict_reservation: bool,
+    },
+}
+
+/// How processors and devices of a container have to lie to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TopologyPolicy {
+    /// Any way.
+    #[default]
+    None,
+    /// Together where possible.
+    BestEffort,
+    /// Together as well as the machine allows, or the pod is refused.
+    Restricted,
+    /// On one NUMA node, or the pod is refused.
+    SingleNumaNode,
 }
 
 /// Configuration of a kubelet.
@@ -51,8 +80,40 @@ pub struct Config {
     pub reserved_cpu_milli: i64,
     /// Memory kept from pods, in bytes.
     pub reserved_memory_bytes: i64,
+    /// Disk kept from pods, in bytes.
+    pub reserved_storage_bytes: i64,
+    /// Process ids kept from pods.
+    pub reserved_pids: i64,
+    /// Processors kept from containers that want some of their own.
+    pub reserved_cpus: crate::cpu::Set,
+    /// How processors are given to containers.
+    pub cpu_policy: CpuPolicy,
+    /// How processors and devices of a container have to lie to each other.
+    pub topology_policy: TopologyPolicy,
+    /// The cgroup of all pods is limited to what is kept for them.
+    pub enforce_pods: bool,
+    /// Most pods for each processor; 0 for no such limit.
+    pub pods_per_core: i64,
+    /// Most processes of a pod; negative for no limit.
+    pub pod_pids_limit: i64,
+    /// Rotation of containers' logs.
+    pub log_rotation: cri::LogRotation,
+    /// Sysctls beyond the safe ones that pods may set; a name may end in `*`.
+    pub allowed_sysctls: Vec<String>,
+    /// Burstable pods may swap in proportion to their memory requests.
+    pub limited_swap: bool,
+    /// Directory of device plugins' sockets.
+    pub device_plugin_dir: PathBuf,
+    /// Exec, attach, port-forward and logs are served.
+    pub debugging_handlers: bool,
+    /// The node's own logs are served.
+    pub system_logs: bool,
+    /// The node's services' logs are served.
+    pub system_log_query: bool,
+    /// The configuration file with all defaults; empty where there was none.
+    pub configuration: serde_json::Map<String, serde_json::Value>,
     /// When the node is short of something.
-    pub eviction_hard: crate::thresholds::Thresholds,
+    pub eviction: crate::eviction::threshold::Eviction,
     /// When unused images go.
     pub image_gc: crate::image_gc::Policy,
     /// Programs that give credentials for registries.
@@ -90,7 +151,23 @@ impl Config {
             max_pods: 110,
             reserved_cpu_milli: 0,
             reserved_memory_bytes: 0,
-            eviction_hard: crate::thresholds::Thresholds::default(),
+            reserved_storage_bytes: 0,
+            reserved_pids: 0,
+            reserved_cpus: crate::cpu::Set::new(),
+            cpu_policy: CpuPolicy::None,
+            topology_policy: TopologyPolicy::None,
+            enforce_pods: true,
+            pods_per_core: 0,
+            pod_pids_limit: -1,
+            log_rotation: cri::LogRotation { max_bytes: 10 << 20, max_files: 5 },
+            allowed_sysctls: Vec::new(),
+            limited_swap: false,
+            device_plugin_dir: data_dir.join("kubelet").join("device-plugins"),
+            debugging_handlers: true,
+            system_logs: true,
+            system_log_query: false,
+            configuration: serde_json::Map::new(),
+            eviction: crate::eviction::threshold::Eviction::default(),
             image_gc: crate::image_gc::Policy::default(),
             credential_providers: Arc::default(),
             parallel_pulls: crate::images::PULLS_AT_ONCE,

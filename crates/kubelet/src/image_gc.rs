@@ -167,10 +167,9 @@ enum Failure {
 /// Looks and collects. Forever.
 pub(crate) async fn keep(agent: Arc<Agent>) {
     let began = agent.clock.now();
-    let mut seen = Seen::default();
     let mut failed_before = false;
     loop {
-        let failure = collect(&agent, &mut seen, began).await.err();
+        let failure = collect(&agent, &mut *agent.images_seen.lock().await, began).await.err();
         let node = || register::reference(&agent.config.node_name);
         match &failure {
             None => {}
@@ -238,6 +237,22 @@ async fn collect(agent: &Agent, seen: &mut Seen, began: Timestamp) -> Result<(),
         (Some(error), _) => Err(error.into()),
         (None, true) => Err(Failure::TooLittle { wanted, found }),
         (None, false) => Ok(()),
+    }
+}
+
+/// Removes every image that nothing uses and that is old enough: the node is short of disk.
+pub(crate) async fn remove_unused(agent: &Agent) {
+    let mut seen = agent.images_seen.lock().await;
+    let service = agent.images.service();
+    let (Ok(in_use), Ok(images)) = (in_use(agent).await, service.list().await) else { return };
+    let now = agent.clock.now();
+    seen.look(&images, &in_use, now);
+    for (id, bytes) in seen.eligible(&agent.config.image_gc, now) {
+        tracing::info!(image = id, bytes, "removing an unused image, as the node is short of disk");
+        match service.remove(&id).await {
+            Ok(()) => drop(seen.0.remove(&id)),
+            Err(error) => tracing::warn!(image = id, %error, "an unused image could not be removed"),
+        }
     }
 }
 

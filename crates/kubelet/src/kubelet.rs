@@ -93,6 +93,7 @@ impl Kubelet {
         let cancel = cancel.child_token();
         let _guard = cancel.clone().drop_guard();
         let (agent, pods) = self.wire(&cancel).await?;
+        limit_pods(&agent);
         agent.recorder.record(
             register::reference(&agent.config.node_name),
             EventType::Normal,
@@ -125,7 +126,9 @@ impl Kubelet {
             }
         });
         spawn(&cancel, follow_runtime(agent.clone()));
-        spawn(&cancel, crate::evict::watch(agent.clone()));
+        spawn(&cancel, crate::eviction::watch(agent.clone()));
+        spawn(&cancel, crate::cpu::follow::keep(agent.clone()));
+        tokio::spawn(crate::devices::serve(agent.clone(), cancel.clone()));
         spawn(&cancel, crate::image_gc::keep(agent.clone()));
         let feeding = agent.clone();
         pods.on_event(move |event| {
@@ -187,8 +190,36 @@ impl Kubelet {
             workers,
             admitted: Mutex::default(),
             deferred: Mutex::default(),
+            discharged: tokio::sync::Notify::new(),
+            changed: tokio::sync::Notify::new(),
+            pressure: Mutex::default(),
+            images_seen: tokio::sync::Mutex::default(),
+            counters: crate::counters::Counters::default(),
+            cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
+            gate: crate::server::Gate::default(),
+            probes: Mutex::default(),
+            rates: crate::server::Rates::default(),
+            shared_changed: tokio::sync::Notify::new(),
+            devices: Arc::new(crate::devices::Manager::new(
+                self.config.device_plugin_dir.clone(),
+                self.clock.clone(),
+            )),
+            swap: crate::swap::Swap::read(self.config.limited_swap),
         });
         Ok((agent, pods))
+    }
+}
+
+/// Limits the cgroup of all pods to what is kept for them. Where cgroups cannot be made, pods run unlimited.
+fn limit_pods(agent: &Agent) {
+    let root = &agent.config.cgroup_root;
+    if root.is_empty() || !agent.config.enforce_pods {
+        return;
+    }
+    let values = crate::resources::all_pods_values(&agent.machine, &agent.config);
+    let path = format!("{root}/kubepods");
+    if let Err(error) = crate::cgroup::apply(std::path::Path::new(crate::cgroup::MOUNT), &path, values) {
+        tracing::warn!(%error, "the cgroup of all pods could not be set up");
     }
 }
 
@@ -253,6 +284,9 @@ async fn follow_runtime(agent: Arc<Agent>) {
 /// Ends and removes what earlier lives of this kubelet left of pods that no longer exist.
 async fn remove_orphans(agent: &Arc<Agent>, pods: &Informer<Pod>) {
     let wanted: HashSet<String> = pods.store().list().iter().map(|pod| pod.uid().to_owned()).collect();
+    agent.cpus.keep_only(|uid| wanted.contains(uid));
+    agent.devices.keep_only(|uid| wanted.contains(uid));
+    agent.shared_changed.notify_one();
     let sandboxes = agent.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await.unwrap_or_default();
     for sandbox in sandboxes {
         let ours = sandbox.labels.get(mark::POD_UID).is_some_and(|uid| *uid == sandbox.uid);

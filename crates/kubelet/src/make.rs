@@ -15,10 +15,9 @@ use crate::env;
 use crate::resources;
 use crate::security;
 use crate::spec::{self, PodDirs, Role, mark};
+use crate::swap::Swap;
 use crate::volume::Source;
 
-/// Rotation of container logs: upstream's defaults.
-const LOG_ROTATION: LogRotation = LogRotation { max_bytes: 10 << 20, max_files: 5 };
 /// Where a container leaves its last words unless it says otherwise.
 const MESSAGE_PATH_DEFAULT: &str = "/dev/termination-log";
 /// Longest host name the kernel takes.
@@ -218,6 +217,12 @@ pub struct Parts<'a> {
     pub seccomp_dir: &'a Path,
     /// Whether the runtime can make read-only mounts recursively so.
     pub recursive_readonly: bool,
+    /// Rotation of its log.
+    pub log_rotation: LogRotation,
+    /// Swap that is there to be limited.
+    pub swap: Option<Swap>,
+    /// Processors it runs on; empty for all.
+    pub cpus: String,
 }
 
 /// The part of a volume that a mount names, with variables expanded.
@@ -325,6 +330,12 @@ pub fn container(parts: Parts<'_>) -> Result<ContainerConfig, String> {
     if let Some(target) = parts.target {
         security.namespaces.pid = NamespaceMode::Target(target);
     }
+    let mut resources = resources::container_resources(pod, container, parts.memory_capacity);
+    resources.cpuset_cpus = parts.cpus;
+    if let Some(swap) = parts.swap {
+        let most = swap.limit(pod, parts.role, container);
+        resources.unified.insert("memory.swap.max".into(), most.to_string());
+    }
     Ok(ContainerConfig {
         name: container.name.clone(),
         attempt: parts.restart_count,
@@ -336,12 +347,12 @@ pub fn container(parts: Parts<'_>) -> Result<ContainerConfig, String> {
         labels,
         annotations,
         log_path: spec::log_path(&container.name, parts.restart_count),
-        log_rotation: Some(LOG_ROTATION),
+        log_rotation: Some(parts.log_rotation),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
-        resources: resources::container_resources(pod, container, parts.memory_capacity),
+        resources,
         security,
         envs: parts.envs,
         ..ContainerConfig::default()
@@ -421,6 +432,9 @@ mod tests {
             memory_capacity: 1 << 30,
             seccomp_dir: Path::new("/s"),
             recursive_readonly: true,
+            log_rotation: LogRotation { max_bytes: 1 << 20, max_files: 2 },
+            swap: Some(Swap { total: 1, memory: 1, limited: false }),
+            cpus: "1-2".into(),
         };
         let made = super::container(parts(&volumes)).unwrap();
         assert_eq!(made.command, ["run", "1", "$(B)"]);
@@ -439,6 +453,8 @@ mod tests {
             ]
         );
         assert_eq!(made.annotations[mark::RESTART_COUNT], "3");
+        assert_eq!(made.resources.cpuset_cpus, "1-2");
+        assert_eq!(made.resources.unified["memory.swap.max"], "0");
         assert_eq!(made.log_path, Path::new("c/3.log"));
         assert!(super::container(parts(&HashMap::new())).unwrap_err().contains("cannot find volume \"v\""));
     }

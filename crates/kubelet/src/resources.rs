@@ -207,6 +207,21 @@ pub fn pod_values(pod: &Pod) -> crate::cgroup::Values {
         cpu_shares: cpu_shares(requests.get("cpu").copied().unwrap_or(0)),
         cpu_quota_us: Some(limit("cpu")).filter(|milli| *milli > 0).map_or(0, cpu_quota),
         memory_bytes: limit("memory"),
+        pids: 0,
+    }
+}
+
+/// Values of the cgroup of all pods: what the machine has without what is reserved.
+pub fn all_pods_values(
+    machine: &crate::node::machine::Machine,
+    config: &crate::config::Config,
+) -> crate::cgroup::Values {
+    let pids = crate::eviction::observe::process_ids().map_or(0, |(most, _)| most as i64);
+    crate::cgroup::Values {
+        cpu_shares: cpu_shares((machine.cpu_milli - config.reserved_cpu_milli).max(0)),
+        cpu_quota_us: 0,
+        memory_bytes: (machine.memory_bytes - config.reserved_memory_bytes).max(0),
+        pids: if config.reserved_pids > 0 { (pids - config.reserved_pids).max(1) } else { 0 },
     }
 }
 

@@ -17,12 +17,16 @@ use crate::resources;
 use crate::spec::{self, Role};
 
 /// A pod that was refused or ended for a reason of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Reason, such as `OutOfcpu`, `Evicted`, `DeadlineExceeded`.
     pub reason: String,
     /// Message.
     pub message: String,
+    /// Grace its containers are ended with, if not the pod's own.
+    pub grace_seconds: Option<i64>,
+    /// It is the node's need that ends it.
+    pub disruption: bool,
 }
 
 /// Everything a status is made of beside the pod.
@@ -344,7 +348,7 @@ fn conditions(pod: &Pod, status: &PodStatus, inputs: &Inputs<'_>) -> Vec<PodCond
         let reason = if problem.is_empty() { "" } else { "Error" };
         all.push(condition(RESIZE_IN_PROGRESS, true, reason, problem.clone()));
     }
-    if let Some(verdict) = inputs.verdict.filter(|verdict| verdict.reason == crate::evict::EVICTED) {
+    if let Some(verdict) = inputs.verdict.filter(|verdict| verdict.disruption) {
         all.push(condition("DisruptionTarget", true, "TerminationByKubelet", verdict.message.clone()));
     }
     all
@@ -657,7 +661,8 @@ mod tests {
     #[test]
     fn refusals() {
         let pod = pod("Always", json!([]), &["a"]);
-        let verdict = Verdict { reason: "OutOfcpu".into(), message: "Pod was rejected".into() };
+        let verdict =
+            Verdict { reason: "OutOfcpu".into(), message: "Pod was rejected".into(), ..Verdict::default() };
         let (observed, none) = (Observed::default(), Memories::new());
         let status = pod_status(&pod, &Inputs { verdict: Some(&verdict), ..inputs(&observed, &none) });
         assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));

@@ -63,10 +63,15 @@ async fn logs_for_the_api_server_only() {
     let own = pki.issue_client("kube-apiserver-kubelet-client", &[]).unwrap();
     let leaf = CertificateDer::from_pem_slice(own.cert_pem.as_bytes()).unwrap().to_vec();
     let mut config = Config::new("n1", directory.path().to_owned());
+    // What else is on the disk of the machine must not decide about tests.
+    config.eviction.thresholds.clear();
     config.server = Some(ServerConfig {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
         tls: auth::tls::server_config(serving, auth::tls::client_verifier(pki.ca_der()).unwrap()).unwrap(),
-        may_call: Arc::new(move |peer| peer == Some(&leaf[..])),
+        peer: Arc::new(move |peer| match peer == Some(&leaf[..]) {
+            true => kubelet::server::Peer::ApiServer,
+            false => kubelet::server::Peer::Nobody,
+        }),
     });
     let (api, runtime, cancel) = (FakeApi::new(), FakeRuntime::new(), CancellationToken::new());
     let kubelet = Kubelet::new(config, api.client(), runtime.clone(), runtime.clone(), clock);

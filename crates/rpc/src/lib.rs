@@ -12,6 +12,7 @@ mod channel;
 mod server;
 
 pub use channel::{Channel, MESSAGE_BYTES_MAX};
+pub use prost;
 pub use server::{Routes, serve};
 pub use tonic;
 

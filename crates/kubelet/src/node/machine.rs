@@ -1,11 +1,12 @@
 //! What the machine has: processors, memory, disk, kernel. Read once at start.
 
 use std::fs;
-use std::path::Path;
 
 use api::k8s_openapi::api::core::v1::NodeSystemInfo;
 
 use crate::config::Config;
+use crate::eviction::observe::{existing, memory_line};
+use crate::eviction::threshold::Signal;
 use crate::resources::Amounts;
 
 /// The machine.
@@ -25,12 +26,6 @@ pub struct Machine {
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
-}
-
-/// A line `Name:  123 kB` of the kernel's memory table, in bytes.
-fn memory_line(table: &str, name: &str) -> Option<i64> {
-    let line = table.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.trim().trim_end_matches("kB").trim().parse::<i64>().ok().map(|kib| kib * 1024)
 }
 
 /// A value of `/etc/os-release`.
@@ -75,7 +70,7 @@ impl Machine {
         let system_uuid = read("/sys/class/dmi/id/product_uuid").to_lowercase();
         Machine {
             cpu_milli: std::thread::available_parallelism().map_or(1, |n| n.get() as i64) * 1000,
-            memory_bytes: memory_line(&memory, "MemTotal").unwrap_or(0),
+            memory_bytes: memory_line(&memory, "MemTotal").map_or(0, |bytes| bytes as i64),
             disk_bytes: disk.map_or(0, |disk| (disk.f_blocks * disk.f_frsize) as i64),
             huge_pages: huge_pages(),
             info: NodeSystemInfo {
@@ -100,12 +95,20 @@ impl Machine {
             ("cpu".to_owned(), self.cpu_milli),
             ("memory".to_owned(), self.memory_bytes),
             ("ephemeral-storage".to_owned(), self.disk_bytes),
-            ("pods".to_owned(), config.max_pods),
+            ("pods".to_owned(), self.pods(config)),
         ]);
         for (size, total) in &self.huge_pages {
             capacity.insert(format!("hugepages-{}", binary(*size)), *total);
         }
         capacity
+    }
+
+    /// Most pods.
+    fn pods(&self, config: &Config) -> i64 {
+        match config.pods_per_core {
+            0 => config.max_pods,
+            each => config.max_pods.min(each.saturating_mul(self.cpu_milli / 1000)),
+        }
     }
 
     /// What pods may use of it.
@@ -118,11 +121,11 @@ impl Machine {
             }
         };
         take("cpu", config.reserved_cpu_milli);
-        let hard = &config.eviction_hard;
-        let kept = |bound: crate::thresholds::Bound, capacity: i64| bound.of(capacity.max(0) as u64) as i64;
-        let memory = kept(hard.memory_available, self.memory_bytes);
+        let kept = |signal, capacity| config.eviction.kept(signal, capacity);
+        let memory = kept(Signal::MemoryAvailable, self.memory_bytes);
         take("memory", config.reserved_memory_bytes + huge + memory);
-        take("ephemeral-storage", kept(hard.nodefs_available, self.disk_bytes));
+        let disk = kept(Signal::NodeFsAvailable, self.disk_bytes);
+        take("ephemeral-storage", config.reserved_storage_bytes + disk);
         amounts
     }
 }
@@ -136,63 +139,12 @@ fn binary(bytes: i64) -> String {
     }
 }
 
-/// The nearest directory above that exists.
-fn existing(path: &Path) -> &Path {
-    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
-}
-
-/// Memory that is free or can be freed at once, in bytes.
-pub fn memory_available() -> i64 {
-    memory_line(&read("/proc/meminfo"), "MemAvailable").unwrap_or(0)
-}
-
-/// Pressure the node is under.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pressure {
-    /// Little memory is left.
-    pub memory: bool,
-    /// Little disk is left.
-    pub disk: bool,
-    /// Few process ids are left.
-    pub pid: bool,
-}
-
-impl Pressure {
-    /// Looks now.
-    pub fn read(config: &Config) -> Pressure {
-        let hard = &config.eviction_hard;
-        let memory = read("/proc/meminfo");
-        let memory = memory_line(&memory, "MemAvailable").zip(memory_line(&memory, "MemTotal"));
-        let disk = rustix::fs::statvfs(existing(&config.root_dir)).ok();
-        let pids: Option<(u64, u64)> = read("/proc/loadavg")
-            .split_whitespace()
-            .nth(3)
-            .and_then(|tasks| tasks.split_once('/')?.1.parse().ok())
-            .zip(read("/proc/sys/kernel/pid_max").parse().ok());
-        let short =
-            |bound: crate::thresholds::Bound, available: u64, capacity: u64| available < bound.of(capacity);
-        Pressure {
-            memory: memory.is_some_and(|(available, total)| {
-                short(hard.memory_available, available.max(0) as u64, total.max(0) as u64)
-            }),
-            disk: disk.is_some_and(|disk| {
-                let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
-                // Some file systems have no fixed number of inodes.
-                let inodes = disk.f_files > 0 && short(hard.nodefs_inodes_free, disk.f_favail, disk.f_files);
-                short(hard.nodefs_available, free, all) || inodes
-            }),
-            pid: pids.is_some_and(|(used, max)| short(hard.pid_available, max.saturating_sub(used), max)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn tables() {
-        assert_eq!(memory_line("MemTotal:       16 kB\nMemFree: 2 kB\n", "MemTotal"), Some(16 << 10));
         assert_eq!(
             os_release("NAME=x\nPRETTY_NAME=\"Linux 1\"\n", "PRETTY_NAME").as_deref(),
             Some("Linux 1")

@@ -9,8 +9,9 @@ use api::k8s_openapi::api::core::v1::{
 use api::prelude::*;
 use jiff::Timestamp;
 
-use super::machine::{Machine, Pressure, architecture};
+use super::machine::{Machine, architecture};
 use crate::config::Config;
+use crate::eviction::state::Pressure;
 use crate::resources::Amounts;
 
 /// Images a Node object names at most (upstream's default).
@@ -135,6 +136,8 @@ pub struct Inputs<'a> {
     pub runtime: &'a cri::RuntimeInfo,
     /// Why it is not ready.
     pub not_ready: NotReady<'a>,
+    /// Devices of plugins: capacity and allocatable amounts.
+    pub devices: &'a BTreeMap<String, (i64, i64)>,
     /// Port of the node's server.
     pub port: u16,
     /// Conditions as they are.
@@ -150,10 +153,16 @@ pub fn status(inputs: &Inputs<'_>) -> NodeStatus {
     let mut addresses: Vec<NodeAddress> =
         config.node_ips.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", config.hostname.clone()));
+    let (mut capacity, mut allocatable) =
+        (inputs.machine.capacity(config), inputs.machine.allocatable(config));
+    for (name, (all, usable)) in inputs.devices {
+        capacity.insert(name.clone(), *all);
+        allocatable.insert(name.clone(), *usable);
+    }
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(quantities(&inputs.machine.capacity(config))),
-        allocatable: Some(quantities(&inputs.machine.allocatable(config))),
+        capacity: Some(quantities(&capacity)),
+        allocatable: Some(quantities(&allocatable)),
         conditions: Some(conditions(inputs.old, inputs.pressure, inputs.not_ready, inputs.now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(inputs.port) }),

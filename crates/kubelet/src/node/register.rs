@@ -11,7 +11,6 @@ use reconcile::{Event, EventType};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use super::machine::Pressure;
 use super::object::{self, Inputs};
 use crate::agent::Agent;
 
@@ -54,8 +53,12 @@ pub async fn keep(agent: Arc<Agent>, port: u16, registered: tokio::sync::oneshot
                 stdx::Backoff { initial: RETRY, max: RETRY_MAX }.delay(failures)
             }
         };
-        // Somebody may have given the node something.
-        let _ = tokio::time::timeout(wait, patched.notified()).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // Somebody may have given the node something.
+            () = patched.notified() => {}
+            () = agent.changed.notified() => {}
+        }
     }
 }
 
@@ -81,9 +84,10 @@ async fn report(
         config: &agent.config,
         machine: &agent.machine,
         images: &images,
-        pressure: Pressure::read(&agent.config),
+        pressure: agent.pressure(),
         runtime: &agent.runtime_info,
         not_ready: not_ready.as_deref(),
+        devices: &agent.devices.amounts(),
         port,
         old: &old,
         now,
@@ -116,7 +120,7 @@ async fn report(
             Ok(node) => {
                 let kept = node.status.and_then(|status| status.conditions).unwrap_or_default();
                 status.conditions =
-                    Some(object::conditions(&kept, Pressure::read(&agent.config), not_ready.as_deref(), now));
+                    Some(object::conditions(&kept, agent.pressure(), not_ready.as_deref(), now));
                 let labels = object::labels(&agent.config);
                 let patch = Patch::Strategic(json!({"metadata": {"labels": labels}}));
                 agent.client.patch(&Node::GVR, "", name, "", &patch).await?;

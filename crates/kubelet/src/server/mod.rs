@@ -1,8 +1,12 @@
-//! The node's HTTPS server, for the API server only: logs, pods, metrics, statistics, and the way to exec,
+//! The node's HTTPS server, for the API server and whom it lets: logs, pods, metrics, statistics, and the way to exec,
 //! attach and port-forward.
 
+mod access;
 pub mod logs;
 mod stats;
+
+pub use access::{Gate, Peer};
+pub use stats::Rates;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -71,22 +75,17 @@ impl Server {
                     continue;
                 }
             };
-            let (acceptor, may_call) = (acceptor.clone(), self.config.may_call.clone());
+            let (acceptor, peer) = (acceptor.clone(), self.config.peer.clone());
             let (agent, streaming, cancel) = (self.agent.clone(), self.streaming.clone(), cancel.clone());
             tokio::spawn(async move {
                 let _place = place;
                 let _ = stream.set_nodelay(true);
                 let Ok(stream) = acceptor.accept(stream).await else { return };
                 let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first().cloned());
-                let allowed = may_call(leaf.as_deref());
+                let peer = Arc::new(peer(leaf.as_deref()));
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let (agent, streaming) = (agent.clone(), streaming.clone());
-                    async move {
-                        Ok::<_, Infallible>(match allowed {
-                            true => route(&agent, streaming.as_ref(), request).await,
-                            false => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
-                        })
-                    }
+                    let (agent, streaming, peer) = (agent.clone(), streaming.clone(), peer.clone());
+                    async move { Ok::<_, Infallible>(guarded(&agent, streaming.as_ref(), &peer, request).await) }
                 });
                 let server = auto::Builder::new(TokioExecutor::new());
                 let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -119,6 +118,25 @@ fn json(value: &serde_json::Value) -> Response<Body> {
     response
 }
 
+/// Answers whoever may ask.
+async fn guarded(
+    agent: &Arc<Agent>,
+    streaming: Option<&Handler>,
+    peer: &Peer,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let what = (request.method(), request.uri().path(), request.headers());
+    match agent.gate.judge(&agent.client, &agent.config.node_name, peer, what).await {
+        Ok(()) => route(agent, streaming, request).await,
+        Err(access::Refusal::Unauthorized) => text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+        Err(access::Refusal::Forbidden(why)) => text(StatusCode::FORBIDDEN, why),
+        Err(access::Refusal::Failed(why)) => {
+            tracing::warn!(why, "it could not be found out who may use the node's server");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "Authorization error")
+        }
+    }
+}
+
 /// The path decides.
 async fn route(
     agent: &Arc<Agent>,
@@ -126,17 +144,25 @@ async fn route(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let path = request.uri().path().to_owned();
+    let debugging = ["exec", "attach", "portForward", "containerLogs", "runningpods", "logs"];
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    if !agent.config.debugging_handlers && debugging.contains(&first) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
+    }
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     match parts[..] {
         ["healthz"] if reading => text(StatusCode::OK, "ok"),
         ["pods" | "runningpods"] if reading => json(&pods(agent)),
+        ["configz"] if reading => json(&crate::configuration::effective(&agent.config)),
         ["metrics"] if reading => stats::metrics(agent).await,
         ["metrics", "resource"] if reading => stats::resource_metrics(agent).await,
-        ["stats", "summary"] if reading => match stats::summary(agent).await {
-            Ok(summary) => json(&summary),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-        },
+        ["metrics", "cadvisor"] if reading => stats::container_metrics(agent).await,
+        ["metrics", "probes"] if reading => stats::probe_metrics(agent),
+        ["stats", "summary"] => stats::summary(agent, request.uri().query().unwrap_or_default()).await,
+        ["checkpoint", ..] if *request.method() == Method::POST => {
+            text(StatusCode::NOT_FOUND, "checkpointing is not available: the container runtime cannot do it")
+        }
         ["containerLogs", namespace, pod, container] if reading => {
             container_logs(agent, namespace, pod, container, request.uri().query().unwrap_or_default()).await
         }

@@ -74,7 +74,8 @@ impl Worker {
     /// The pod failed as a whole: stops what runs, and reports.
     pub(super) async fn fail_pod(&mut self, want: &Desired, observed: &Observed) -> Next {
         let pod = &want.pod;
-        if self.stop_everything(pod, observed, spec::grace_period_seconds(pod)) {
+        let grace = self.verdict.as_ref().and_then(|verdict| verdict.grace_seconds);
+        if self.stop_everything(pod, observed, grace.unwrap_or_else(|| spec::grace_period_seconds(pod))) {
             self.context.agent.discharge(pod.uid());
             if !self.clean(pod, observed).await {
                 return Next::default().at(self.after(RETRY));

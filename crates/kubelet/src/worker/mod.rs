@@ -207,11 +207,16 @@ impl Worker {
             return self.rest(pod, &observed).await;
         }
         if !self.accepted {
-            self.accept(pod, &observed);
+            self.accept(pod, &observed).await;
             if api_phase == "Failed" {
                 // It was failed by an earlier life of this kubelet, which did not come to end it.
                 let said = pod.status.clone().unwrap_or_default();
+                let mut conditions = said.conditions.iter().flatten();
                 self.verdict = Some(Verdict {
+                    disruption: conditions.any(|c| {
+                        c.type_ == "DisruptionTarget" && c.reason.as_deref() == Some("TerminationByKubelet")
+                    }),
+                    grace_seconds: None,
                     reason: said.reason.unwrap_or_default(),
                     message: said.message.unwrap_or_default(),
                 });
@@ -254,14 +259,19 @@ impl Worker {
     }
 
     /// Admits the pod, unless it runs already: then it was admitted by an earlier life of this kubelet.
-    fn accept(&mut self, pod: &Arc<Pod>, observed: &Observed) {
+    async fn accept(&mut self, pod: &Arc<Pod>, observed: &Observed) {
         self.accepted = true;
-        let agent = &self.context.agent;
+        let agent = self.context.agent.clone();
         if !observed.sandboxes.is_empty() || !observed.containers.is_empty() {
             agent.adopt(pod);
             return;
         }
-        if let Err(verdict) = agent.admit(pod) {
+        let admitted = match agent.admit(pod) {
+            Ok(()) => agent.give_devices(pod).await,
+            refused => refused,
+        };
+        if let Err(verdict) = admitted {
+            agent.counters.rejected(&verdict.reason);
             agent.recorder.warning(
                 &**pod,
                 &verdict.reason,
@@ -281,7 +291,11 @@ impl Worker {
         if self.deadline(pod).is_some_and(|deadline| self.now() >= deadline) {
             let message = "Pod was active on the node longer than the specified deadline";
             self.context.agent.recorder.normal(pod, "DeadlineExceeded", message);
-            self.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into() });
+            self.verdict = Some(Verdict {
+                reason: "DeadlineExceeded".into(),
+                message: message.into(),
+                ..Verdict::default()
+            });
         }
     }
 
@@ -502,7 +516,9 @@ impl Worker {
             let admitted = agent.admitted.lock();
             resources::class_values(class, admitted.values().map(|pod| &**pod))
         };
-        let mut made = cgroup::apply(mount, &path, resources::pod_values(pod));
+        let pids = agent.config.pod_pids_limit.max(0);
+        let own = cgroup::Values { pids, ..resources::pod_values(pod) };
+        let mut made = cgroup::apply(mount, &path, own);
         if let (true, Some((parent, _))) = (class != resources::Qos::Guaranteed, path.rsplit_once('/')) {
             made = made.and_then(|()| cgroup::apply(mount, parent, of_class));
         }

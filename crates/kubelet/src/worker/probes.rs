@@ -162,6 +162,11 @@ impl Task {
         loop {
             ticks.tick().await;
             let outcome = self.target.probe(&self.probe).await;
+            self.note(match &outcome {
+                Outcome::Success => "successful",
+                Outcome::Failure(_) => "failed",
+                Outcome::Unknown(_) => "unknown",
+            });
             let success = match &outcome {
                 Outcome::Success => true,
                 Outcome::Failure(message) => {
@@ -182,6 +187,19 @@ impl Task {
                 return;
             }
         }
+    }
+
+    /// Counts a probe for the metrics.
+    fn note(&self, result: &str) {
+        let labels = format!(
+            "container={:?},namespace={:?},pod={:?},probe_type={:?},result={result:?}",
+            self.target.container.name,
+            self.pod.namespace(),
+            self.pod.name(),
+            self.kind.name()
+        );
+        let mut probes = self.context.agent.probes.lock();
+        *probes.entry(self.pod.uid().to_owned()).or_default().entry(labels).or_default() += 1;
     }
 
     fn warn(&self, message: String) {

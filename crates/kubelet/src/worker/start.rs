@@ -16,7 +16,7 @@ use crate::make::{self, Parts};
 use crate::observed::{Observed, Waiting};
 use crate::plan::Start;
 use crate::security;
-use crate::spec::{self, PodDirs};
+use crate::spec::{self, PodDirs, Role};
 use crate::volume::payload::{config_map_data, secret_data};
 use crate::volume::{Mounted, Source, mount};
 
@@ -144,6 +144,7 @@ impl Job {
         let envs = self.environment(container).await.map_err(config_error)?;
         let sub_paths = self.sub_paths(container, &envs).map_err(config_error)?;
         let message_file = self.message_file().map_err(config_error)?;
+        let cpus = agent.cpus.of(self.pod.uid(), &self.start.name);
         let config = make::container(Parts {
             pod: &self.pod,
             role: self.start.role,
@@ -158,14 +159,26 @@ impl Job {
             memory_capacity: agent.memory_capacity(),
             seccomp_dir: &agent.config.seccomp_dir,
             recursive_readonly: agent.runtime_info.recursive_readonly_mounts,
+            log_rotation: agent.config.log_rotation,
+            swap: agent.swap,
+            cpus: cpus.clone(),
         });
-        let config = config.map_err(config_error)?;
+        let mut config = config.map_err(config_error)?;
+        agent.devices.fit(self.pod.uid(), &mut config);
+        let ready = agent.devices.before_start(self.pod.uid(), &self.start.name).await;
+        ready.map_err(|why| self.failed("PreStartContainerError", why, CONFIG_RETRY))?;
+        let kind = match self.start.role {
+            Role::Init => "init_container",
+            Role::Ephemeral => "ephemeral_container",
+            Role::Regular | Role::Sidecar => "container",
+        };
         let created = agent.runtime.create_container(&self.sandbox.id, config).await;
         let id = created.map_err(|error| {
             let reason = match error.reason() {
                 "CreateContainerConfigError" => "CreateContainerConfigError",
                 _ => "CreateContainerError",
             };
+            agent.counters.container_started(kind, Some(reason));
             self.failed(reason, error.to_string(), CONFIG_RETRY)
         })?;
         self.say("Created", "Container created");
@@ -173,13 +186,18 @@ impl Job {
             memory.backoff = self.start.backoff;
         }
         if let Err(error) = agent.runtime.start_container(&id).await {
+            agent.counters.container_started(kind, Some("RunContainerError"));
             let mut failure = self.failed("RunContainerError", error.to_string(), Duration::ZERO);
             // What is left is a container that has ended: restart policy and back-off decide from here.
             failure.retry_at = None;
             let restarts = spec::spec(&self.pod).restart_policy.as_deref() != Some("Never");
             return if restarts { Err(failure) } else { Ok(()) };
         }
+        agent.counters.container_started(kind, None);
         self.say("Started", "Container started");
+        if agent.cpus.of(self.pod.uid(), &self.start.name) != cpus {
+            agent.shared_changed.notify_one();
+        }
         self.prune().await;
         self.post_start(container, &id).await
     }
