@@ -82,6 +82,9 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
             println!("{}", client(protocol, host, port.parse()?)?);
             Ok(())
         }
+        ["pause"] => loop {
+            std::thread::park();
+        },
         ["netexec", ..] => {
             let (http, udp) = (port("--http-port", 8080)?, port("--udp-port", 8081)?);
             let socket = UdpSocket::bind(("0.0.0.0", udp))?;

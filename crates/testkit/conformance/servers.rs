@@ -19,7 +19,7 @@ fn server(name: &str, http: &str, udp: &str) -> anyhow::Result<Value> {
 
 /// The pod that asks, on the host's network if it shall.
 fn client(s: &Scope<'_>, on_host: bool) -> anyhow::Result<Value> {
-    let mut p = tool("client", &["netexec", "--http-port", "18080", "--udp-port", "18081"])?;
+    let mut p = tool("client", &["pause"])?;
     p["spec"]["hostNetwork"] = on_host.into();
     s.ready(p)
 }
