@@ -62,7 +62,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let mut table =
         Table::new("images (floor: the usual tool for the same; fork+exec in five namespaces for RUN)");
     builds(&ferry, &directory, &mut table)?;
-    layers(&ferry, &directory, &mut table)?;
+    layers(&ferry, &directory, &mut table).await?;
     table.print();
     Ok(())
 }
@@ -87,7 +87,10 @@ fn builds(ferry: &Ferry, directory: &Path, table: &mut Table) -> anyhow::Result<
     Ok(())
 }
 
-fn layers(ferry: &Ferry, directory: &Path, table: &mut Table) -> anyhow::Result<()> {
+/// Longest wait for the registry.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn layers(ferry: &Ferry, directory: &Path, table: &mut Table) -> anyhow::Result<()> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let config = directory.join("registry.yml");
     let root = directory.join("registry");
@@ -101,9 +104,12 @@ fn layers(ferry: &Ferry, directory: &Path, table: &mut Table) -> anyhow::Result<
     let mut command = Command::new("docker-registry");
     let child = command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let _registry = Registry(child.context("docker-registry is needed for the figures of pulls")?);
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let listening = async {
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, listening).await.context("docker-registry does not listen")?;
     let name = format!("127.0.0.1:{port}/bench/files:1");
     let context = directory.join("files");
     std::fs::create_dir_all(&context)?;

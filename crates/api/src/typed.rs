@@ -1,7 +1,7 @@
 //! The `Typed` trait and its table: one row per kind that some component decides about.
 
 use k8s_openapi::api::{
-    apps, autoscaling, batch, certificates, coordination, core, discovery, networking, policy, rbac,
+    apps, autoscaling, batch, certificates, coordination, core, discovery, networking, policy, rbac, storage,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meta::{Gvk, Gvr};
@@ -134,4 +134,8 @@ typed! {
     rbac::v1::ClusterRoleBinding => "rbac.authorization.k8s.io" "v1" "ClusterRoleBinding" "clusterrolebindings" false;
     rbac::v1::Role => "rbac.authorization.k8s.io" "v1" "Role" "roles" true;
     rbac::v1::RoleBinding => "rbac.authorization.k8s.io" "v1" "RoleBinding" "rolebindings" true;
+    storage::v1::CSIDriver => "storage.k8s.io" "v1" "CSIDriver" "csidrivers" false;
+    storage::v1::CSINode => "storage.k8s.io" "v1" "CSINode" "csinodes" false;
+    storage::v1::StorageClass => "storage.k8s.io" "v1" "StorageClass" "storageclasses" false;
+    storage::v1::VolumeAttachment => "storage.k8s.io" "v1" "VolumeAttachment" "volumeattachments" false;
 }

@@ -70,6 +70,7 @@ pub async fn run(server: &Server, addresses: &Addresses) -> Result<(), Status> {
     own_service(server, addresses).await?;
     crate::flow::run(server).await?;
     crate::aggregate::run(server).await?;
+    crate::dynamic::typecheck::run(server);
     server.ready.store(true, Ordering::Release);
     Ok(())
 }

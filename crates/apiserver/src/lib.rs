@@ -39,5 +39,6 @@ mod usage;
 pub mod verbs;
 pub mod watch;
 pub mod webhook;
+mod websocket;
 
 pub use server::{Config, Server};

@@ -218,6 +218,7 @@ impl Server {
     async fn chain(&self, mut request: Request<Body>) -> (RequestInfo, Answer) {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = parse(request.method(), request.uri().path(), &query);
+        let socket = crate::websocket::Asked::take(&mut request, &info);
         let form = crate::transcode::Form::of(&request, &query);
         let id = crate::audit::id(request.headers());
         let certificate = request.extensions().get::<PeerCertificate>().filter(|_| info.verb == "watch");
@@ -241,6 +242,9 @@ impl Server {
                 let ended = async move { revocations.revoked(&facts).await };
                 StreamBody::new(frames.take_until(Box::pin(ended))).boxed_unsync()
             });
+        }
+        if let Some(socket) = socket {
+            answer = socket.answer(answer);
         }
         (info, answer)
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use reconcile::Descriptor;
 
+pub mod attachdetach;
 pub mod bootstrap;
 pub mod certificates;
 pub mod clusterroleaggregation;
@@ -18,13 +19,17 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslicemirroring;
+pub mod ephemeral;
 mod follow;
 pub mod garbagecollector;
 mod history;
 pub mod job;
+pub mod local_path;
 pub mod namespace;
 pub mod nodelifecycle;
 mod owners;
+pub mod persistentvolume;
 pub mod podgc;
 mod pods;
 pub mod protection;
@@ -46,11 +51,14 @@ pub struct Options {
     pub signer: Option<Arc<dyn certificates::Signer>>,
     /// Issues the tokens of Secrets; without it none get any.
     pub tokens: Option<Arc<dyn tokens::Issuer>>,
+    /// Where volumes of the class `local-path` are made; without it none are.
+    pub local_storage: Option<local_path::Place>,
 }
 
 /// The table of controllers, for [`reconcile::run_all`].
 pub fn descriptors(options: &Options) -> Vec<Descriptor> {
     let mut table = vec![
+        attachdetach::descriptor(),
         bootstrap::signer::descriptor(),
         bootstrap::cleaner::descriptor(),
         certificates::approving::descriptor(),
@@ -62,10 +70,14 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         disruption::descriptor(),
         endpoints::descriptor(),
         endpointslice::descriptor(),
+        ephemeral::descriptor(),
+        endpointslicemirroring::descriptor(),
         garbagecollector::descriptor(),
         job::descriptor(),
         namespace::descriptor(),
         nodelifecycle::descriptor(),
+        persistentvolume::descriptor(),
+        persistentvolume::expand::descriptor(),
         podgc::descriptor(),
         protection::claims_descriptor(),
         protection::volumes_descriptor(),
@@ -77,6 +89,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         tainteviction::descriptor(),
         ttlafterfinished::descriptor(),
     ];
+    table.extend(options.local_storage.clone().map(local_path::descriptor));
     table.extend(options.root_ca.clone().map(root_ca::descriptor));
     table.extend(options.root_ca.clone().map(certificates::trust::descriptor));
     table.extend(options.signer.clone().map(certificates::signing::descriptor));

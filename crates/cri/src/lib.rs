@@ -29,7 +29,7 @@ pub use image::{
     PullRequest, PullResult,
 };
 pub use network::{NetworkProvider, NetworkRequest, PodNetwork};
-pub use runtime::{RuntimeInfo, RuntimeService};
+pub use runtime::{RuntimeHandler, RuntimeInfo, RuntimeService};
 pub use sandbox::{
     DnsConfig, InterfaceStats, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxFilter,
     PodSandboxSecurityContext, PodSandboxState, PodSandboxStats, PodSandboxStatus, PortMapping, Protocol,

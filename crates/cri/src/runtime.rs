@@ -14,7 +14,7 @@ use crate::sandbox::{PodSandboxConfig, PodSandboxFilter, PodSandboxStats, PodSan
 use crate::stream::{AttachRequest, Duplex, ExecOutput, ExecRequest, StreamSession};
 
 /// Who the runtime is and whether it works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuntimeInfo {
     /// Name, such as `ferry`.
     pub name: String,
@@ -32,6 +32,21 @@ pub struct RuntimeInfo {
     pub user_namespaces: bool,
     /// Whether read-only mounts can be recursive.
     pub recursive_readonly_mounts: bool,
+    /// Whether `supplementalGroupsPolicy: Strict` is kept.
+    pub supplemental_groups_policy: bool,
+    /// What RuntimeClasses can name; the default one has an empty name. Empty where the runtime does not tell.
+    pub handlers: Vec<RuntimeHandler>,
+}
+
+/// One of a runtime's ways to run containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeHandler {
+    /// Its name.
+    pub name: String,
+    /// Whether read-only mounts can be recursive.
+    pub recursive_readonly_mounts: bool,
+    /// Whether `hostUsers: false` works.
+    pub user_namespaces: bool,
 }
 
 /// Sandboxes and containers. Object-safe; all calls may run concurrently.

@@ -50,6 +50,8 @@ pub enum Part {
     Proxy,
     /// The cluster DNS server.
     Dns,
+    /// The class `local-path`: volumes on this node's disk.
+    LocalStorage,
 }
 
 /// Where the state is.

@@ -179,7 +179,12 @@ impl ControlPlane {
                 root_ca: Some(self.pki.ca_pem().into()),
                 signer: Some(authority.clone()),
                 tokens: Some(authority),
+                local_storage: crate::storage::place(env),
             };
+            if options.local_storage.is_some() {
+                let client = self.client.clone();
+                self.tasks.spawn(async move { crate::storage::publish(&client).await });
+            }
             let context = context.clone();
             self.tasks.spawn(async move {
                 if let Err(error) = reconcile::run_all(controllers::descriptors(&options), context).await {

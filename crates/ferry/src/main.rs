@@ -20,6 +20,7 @@ mod pulls;
 mod runtime;
 mod services;
 mod serving;
+mod storage;
 mod up;
 
 use std::process::ExitCode;

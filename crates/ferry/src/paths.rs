@@ -45,6 +45,10 @@ impl Paths {
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
+    /// Volumes of the class `local-path`.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
     /// The local socket.
     pub fn socket(&self) -> PathBuf {
         self.root.join(SOCKET)

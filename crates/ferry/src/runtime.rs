@@ -4,13 +4,14 @@
 //! and `ferry down` still removes what was made: the endpoint is noted in the data directory, and the client's
 //! records name the sandboxes that are ours.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use container::Runtime;
-use cri::{ImageService, RuntimeService};
+use cri::{ImageService, PodSandboxFilter, RuntimeService};
 use cri_socket::client::{self, Remote, endpoint};
 use cri_socket::server::Server;
 use futures_util::future::try_join_all;
@@ -84,7 +85,12 @@ fn options(env: &Environment, runtime: &str, images: Option<&str>) -> anyhow::Re
     let path = |text: &str| endpoint(text).map_err(anyhow::Error::msg);
     let runtime = path(runtime)?;
     let images = images.map_or_else(|| Ok(runtime.clone()), path)?;
-    Ok(client::Options { runtime, images, state: env.paths.root.join("cri") })
+    Ok(client::Options {
+        runtime,
+        images,
+        state: env.paths.root.join("cri"),
+        owner: env.paths.cluster_id.clone(),
+    })
 }
 
 /// Opens the runtime that the options name.
@@ -127,9 +133,16 @@ pub async fn remove(env: &Environment) -> anyhow::Result<bool> {
         |name: &str| noted.get(name).and_then(Value::as_str).context("the note of the runtime is damaged");
     let url = word("endpoint")?;
     let options = options(env, url, None)?;
-    let sandboxes = client::sandboxes(&options.state).context("cannot read the runtime's records")?;
+    let remote = Remote::open(&options).context("cannot read the runtime's records")?;
+    // Listed rather than recorded alone: one may have come to be while its maker was killed.
+    let listed = match remote.list_pod_sandboxes(&PodSandboxFilter::default()).await {
+        // Nothing is known to be there: then nobody need be there to remove it.
+        Err(_) if remote.recorded().is_empty() => Vec::new(),
+        listed => listed.with_context(|| format!("the pods are in the runtime at {url}; is it running?"))?,
+    };
+    let sandboxes: BTreeSet<String> =
+        listed.into_iter().map(|sandbox| sandbox.id).chain(remote.recorded()).collect();
     if !sandboxes.is_empty() {
-        let remote = Remote::open(&options)?;
         // The runtime asks our plugin to take the networks back, and that asks us.
         let network = crate::network::open(env).await?;
         let shared = local::Shared { images: remote.clone(), embedded: None, network };
@@ -137,8 +150,7 @@ pub async fn remove(env: &Environment) -> anyhow::Result<bool> {
         let removed = try_join_all(sandboxes.iter().map(|id| remote.remove_pod_sandbox(id))).await;
         env.cancel.cancel();
         serving.await??;
-        removed
-            .with_context(|| format!("cannot remove the pods from the runtime at {url}; is it running?"))?;
+        removed.with_context(|| format!("cannot remove the pods from the runtime at {url}"))?;
     }
     cni::uninstall(Path::new(word("network")?))?;
     kubelet::cgroup::remove(Path::new(kubelet::cgroup::MOUNT), &cgroup_root(env));

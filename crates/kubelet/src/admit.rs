@@ -20,6 +20,8 @@ pub struct NodeView {
     pub taints: Vec<Taint>,
     /// Allocatable resources, `pods` included.
     pub allocatable: Amounts,
+    /// Whether the runtime keeps to `supplementalGroupsPolicy: Strict`.
+    pub supplemental_groups_policy: bool,
 }
 
 fn rejected(reason: impl Into<String>, message: impl AsRef<str>) -> Verdict {
@@ -55,6 +57,13 @@ pub fn admit(pod: &Pod, node: &NodeView, others: &[&Pod]) -> Result<(), Verdict>
         return Err(rejected(
             "PodOSNotSupported",
             "Failed to admit pod as the OS field doesn't match node OS",
+        ));
+    }
+    let policy = spec.security_context.as_ref().and_then(|s| s.supplemental_groups_policy.as_deref());
+    if policy == Some("Strict") && !node.supplemental_groups_policy {
+        return Err(rejected(
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
         ));
     }
     tolerates(pod, node)?;
@@ -206,6 +215,7 @@ mod tests {
                 ("memory".into(), 1 << 30),
                 ("pods".into(), 2),
             ]),
+            supplemental_groups_policy: false,
         }
     }
 
@@ -234,6 +244,10 @@ mod tests {
             (with(affinity("Gt", "5")), Some("NodeAffinity")),
             (with(json!({"tolerations": []})), Some("TaintToleration")),
             (with(port.clone()), Some("NodePorts")),
+            (
+                with(json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}})),
+                Some("SupplementalGroupsPolicyNotSupported"),
+            ),
         ];
         let mut other = with(port);
         other.spec.as_mut().unwrap().containers[0].resources =

@@ -56,8 +56,8 @@ pub struct Agent {
     pub client: Client,
     /// Container runtime.
     pub runtime: Arc<dyn RuntimeService>,
-    /// Name of the runtime.
-    pub runtime_name: String,
+    /// What the runtime has said of itself.
+    pub runtime_info: cri::RuntimeInfo,
     /// Image puller.
     pub images: Images,
     /// ConfigMaps and Secrets in use.
@@ -189,6 +189,7 @@ impl Agent {
             labels: labels.unwrap_or_else(|| crate::node::object::labels(&self.config)),
             taints: taints.unwrap_or_default(),
             allocatable: self.allocatable(),
+            supplemental_groups_policy: self.runtime_info.supplemental_groups_policy,
         };
         let mut admitted = self.admitted.lock();
         let others: Vec<Arc<Pod>> =

@@ -1,27 +1,36 @@
 //! The kubelet as a whole: wires the parts, feeds pods to their workers, cleans up what nobody wants.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::prelude::*;
-use client::Client;
+use client::{Client, Patch};
 use cri::{EventKind, ImageService, PodSandboxFilter, RuntimeService};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use reconcile::{Event, EventSink, EventType, Informer, Informers, Scope};
+use serde_json::json;
 use stdx::{Clock, Random};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, Desired, Workers};
 use crate::config::Config;
+use crate::csi::volume::CsiVolumes;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::node::{lease, register};
+use crate::plugins::{self, Handlers};
 use crate::references::References;
 use crate::server::Server;
 use crate::spec::{PodDirs, mark};
 use crate::volume::Volumes;
 use crate::worker;
+
+/// Pauses between tries to report the volumes in use.
+const REPORT_RETRY: stdx::Backoff =
+    stdx::Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
 
 /// The kubelet could not start.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +107,8 @@ impl Kubelet {
             port = server.address().map_err(Error::Listen)?.port();
             tokio::spawn(server.serve(cancel.clone()));
         }
+        let drivers = agent.volumes.csi.drivers.clone();
+        let directory = agent.config.root_dir.join("plugins_registry");
         let (registered, known) = tokio::sync::oneshot::channel();
         spawn(&cancel, register::keep(agent.clone(), port, registered));
         let (client, name, clock) =
@@ -105,7 +116,13 @@ impl Kubelet {
         spawn(&cancel, async move {
             // The lease is owned by the node, which has to exist first.
             if known.await.is_ok() {
-                lease::keep(client, name, clock).await;
+                // So are the drivers of the node.
+                if let Err(error) = drivers.publish().await {
+                    tracing::warn!(%error, "the CSINode object could not be made");
+                }
+                let handlers: Handlers = [("CSIPlugin", drivers as Arc<dyn plugins::Handler>)].into();
+                let watch = plugins::watch(directory, Arc::new(handlers));
+                tokio::join!(lease::keep(client, name, clock), watch);
             }
         });
         spawn(&cancel, follow_runtime(agent.clone()));
@@ -147,12 +164,16 @@ impl Kubelet {
             Arc::new(move |uid: &str| woken.kick_stale(uid)),
             cancel.clone(),
         ));
+        let (attached, in_use) = follow_attachments(&self.client, name, &node, cancel);
+        let root = &self.config.root_dir;
+        let csi = CsiVolumes::new(self.client.clone(), name, root, self.clock.clone(), attached, in_use);
+        csi.reconstruct();
         let sink = EventSink::start(self.clock.clone(), cancel.clone());
         let agent = Arc::new(Agent {
-            runtime_name: info.name,
+            runtime_info: info,
             machine: Machine::read(&self.config, &runtime_version),
             recorder: sink.recorder(self.client.clone(), "kubelet", name),
-            volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone()),
+            volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone(), csi),
             images: Images::new(
                 self.images.clone(),
                 self.clock.clone(),
@@ -213,6 +234,40 @@ fn spawn(cancel: &CancellationToken, task: impl Future<Output = ()> + Send + 'st
     });
 }
 
+/// The volumes that the node's status says are attached, as they change; and the way to say which ones are in use,
+/// which is kept in the status by a task.
+fn follow_attachments(
+    client: &Client,
+    name: &str,
+    node: &Informer<Node>,
+    cancel: &CancellationToken,
+) -> (watch::Receiver<BTreeSet<String>>, watch::Sender<BTreeSet<String>>) {
+    let (tell, attached) = watch::channel(BTreeSet::new());
+    node.on_event(move |event| {
+        let listed = event.object().status.as_ref().and_then(|s| s.volumes_attached.clone());
+        let names: BTreeSet<String> = listed.unwrap_or_default().into_iter().map(|v| v.name).collect();
+        tell.send_if_modified(|known| std::mem::replace(known, names.clone()) != names);
+    });
+    let (in_use, mut changes) = watch::channel(BTreeSet::new());
+    let (client, name) = (client.clone(), name.to_owned());
+    spawn(cancel, async move {
+        let mut failures = 0;
+        while failures > 0 || changes.changed().await.is_ok() {
+            let names = changes.borrow_and_update().clone();
+            let patch = Patch::Merge(json!({"status": {"volumesInUse": names}}));
+            match client.patch(&Node::GVR, "", &name, "status", &patch).await {
+                Ok(_) => failures = 0,
+                Err(error) => {
+                    tracing::warn!(%error, "the volumes in use could not be reported");
+                    failures += 1;
+                    tokio::time::sleep(REPORT_RETRY.delay(failures)).await;
+                }
+            }
+        }
+    });
+    (attached, in_use)
+}
+
 /// Wakes the worker of whatever pod something happens to.
 async fn follow_runtime(agent: Arc<Agent>) {
     let mut events = agent.runtime.events();
@@ -256,6 +311,10 @@ async fn remove_orphans(agent: &Arc<Agent>, pods: &Informer<Pod>) {
             ..Pod::default()
         };
         let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &stand_in);
+        if let Err(error) = agent.volumes.unpublish(&dirs).await {
+            tracing::warn!(uid, error, "a volume of an orphaned pod is left mounted");
+            continue;
+        }
         if let Err(error) = agent.volumes.tear_down(&uid, &dirs) {
             tracing::warn!(uid, %error, "the directory of an orphaned pod could not be removed");
         }

@@ -221,6 +221,8 @@ pub struct Parts<'a> {
     pub swap: Option<Swap>,
     /// Processors it runs on; empty for all.
     pub cpus: String,
+    /// Whether the runtime can make read-only mounts recursively so.
+    pub recursive_readonly: bool,
 }
 
 /// The part of a volume that a mount names, with variables expanded.
@@ -245,10 +247,18 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, String> {
         let mut made = Mount {
             container_path: PathBuf::from(&mount.mount_path),
             readonly: mount.read_only == Some(true),
-            recursive_readonly: matches!(
-                mount.recursive_read_only.as_deref(),
-                Some("Enabled" | "IfPossible")
-            ),
+            recursive_readonly: match mount.recursive_read_only.as_deref() {
+                Some("Enabled") if !parts.recursive_readonly => {
+                    return Err(format!(
+                        "failed to resolve recursive read-only mode: volume {:?} requested recursive read-only mode, \
+                         but it is not supported by the runtime",
+                        mount.name
+                    ));
+                }
+                Some("Enabled") => true,
+                Some("IfPossible") => parts.recursive_readonly,
+                _ => false,
+            },
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -424,6 +434,7 @@ mod tests {
             log_rotation: LogRotation { max_bytes: 1 << 20, max_files: 2 },
             swap: Some(Swap { total: 1, memory: 1, limited: false }),
             cpus: "1-2".into(),
+            recursive_readonly: true,
         };
         let made = super::container(parts(&volumes)).unwrap();
         assert_eq!(made.command, ["run", "1", "$(B)"]);

@@ -36,8 +36,8 @@ pub struct Inputs<'a> {
     pub observed: &'a Observed,
     /// What the kubelet remembers.
     pub memories: &'a Memories,
-    /// Name of the runtime, the scheme of container ids.
-    pub runtime: &'a str,
+    /// The runtime; its name is the scheme of container ids.
+    pub runtime: &'a cri::RuntimeInfo,
     /// Addresses of the node.
     pub host_ips: &'a [IpAddr],
     /// Set when the pod failed as a whole.
@@ -103,8 +103,9 @@ fn container_status(role: Role, container: &Container, inputs: &Inputs<'_>, pend
     let previous = inputs.observed.previous(&container.name);
     let remembered = memory.and_then(|memory| memory.waiting.as_ref());
     let mut state;
-    let mut last_state =
-        previous.filter(|p| p.state == ContainerState::Exited).map(|p| ended(inputs.runtime, p, memory));
+    let mut last_state = previous
+        .filter(|p| p.state == ContainerState::Exited)
+        .map(|p| ended(&inputs.runtime.name, p, memory));
     match latest.map(|status| (status, status.state)) {
         None => state = Some(waiting(remembered.unwrap_or(pending))),
         Some((status, ContainerState::Running)) => {
@@ -115,10 +116,10 @@ fn container_status(role: Role, container: &Container, inputs: &Inputs<'_>, pend
         Some((status, ContainerState::Exited | ContainerState::Unknown)) => match remembered {
             // It is to run again but cannot yet: its end becomes the last state.
             Some(remembered) if !inputs.terminated => {
-                last_state = Some(ended(inputs.runtime, status, memory));
+                last_state = Some(ended(&inputs.runtime.name, status, memory));
                 state = Some(waiting(remembered));
             }
-            _ => state = Some(ended(inputs.runtime, status, memory)),
+            _ => state = Some(ended(&inputs.runtime.name, status, memory)),
         },
     }
     if inputs.terminated
@@ -144,7 +145,7 @@ fn container_status(role: Role, container: &Container, inputs: &Inputs<'_>, pend
         name: container.name.clone(),
         image: latest.map(|s| s.image.clone()).or_else(|| container.image.clone()).unwrap_or_default(),
         image_id: latest.map(|status| status.image_ref.clone()).unwrap_or_default(),
-        container_id: latest.map(|status| container_id(inputs.runtime, status)),
+        container_id: latest.map(|status| container_id(&inputs.runtime.name, status)),
         restart_count: latest.map_or(0, |status| restart_count(status) as i32),
         ready,
         started: (role != Role::Ephemeral).then_some(started),
@@ -153,7 +154,7 @@ fn container_status(role: Role, container: &Container, inputs: &Inputs<'_>, pend
         allocated_resources: resources.as_ref().and_then(|resources| resources.requests.clone()),
         resources,
         user: running.and_then(|status| status.user.as_ref()).map(user),
-        volume_mounts: volume_mounts(container),
+        volume_mounts: volume_mounts(container, inputs.runtime.recursive_readonly_mounts),
         ..ApiStatus::default()
     }
 }
@@ -169,19 +170,17 @@ fn user((uid, gid, groups): &(u32, u32, Vec<u32>)) -> ContainerUser {
     }
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(container: &Container, recursive: bool) -> Option<Vec<VolumeMountStatus>> {
     let mounts = container.volume_mounts.iter().flatten().map(|mount| {
         let read_only = mount.read_only == Some(true);
         VolumeMountStatus {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: read_only.then_some(true),
-            recursive_read_only: read_only.then(|| {
-                mount
-                    .recursive_read_only
-                    .clone()
-                    .filter(|mode| mode == "Enabled")
-                    .unwrap_or("Disabled".into())
+            recursive_read_only: read_only.then(|| match mount.recursive_read_only.as_deref() {
+                Some("Enabled") => "Enabled".to_owned(),
+                Some("IfPossible") if recursive => "Enabled".to_owned(),
+                _ => "Disabled".to_owned(),
             }),
             ..VolumeMountStatus::default()
         }
@@ -511,11 +510,21 @@ mod tests {
     use crate::observed::ProbeState;
     use crate::plan::tests::{at, container, observe, pod, sandbox};
 
+    fn runtime() -> &'static cri::RuntimeInfo {
+        static RUNTIME: std::sync::LazyLock<cri::RuntimeInfo> =
+            std::sync::LazyLock::new(|| cri::RuntimeInfo {
+                name: "ferry".into(),
+                recursive_readonly_mounts: true,
+                ..cri::RuntimeInfo::default()
+            });
+        &RUNTIME
+    }
+
     fn inputs<'a>(observed: &'a Observed, memories: &'a Memories) -> Inputs<'a> {
         Inputs {
             observed,
             memories,
-            runtime: "ferry",
+            runtime: runtime(),
             host_ips: &[],
             verdict: None,
             terminated: false,

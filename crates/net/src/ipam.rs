@@ -17,6 +17,25 @@ pub struct Lease {
     /// Ports of the node that lead to it: protocol, port of the node, port of the pod.
     #[serde(default)]
     pub ports: Vec<(u8, u16, u16)>,
+    /// The same of one address of the node only.
+    #[serde(default)]
+    pub addressed: Vec<(Ipv4Addr, u8, u16, u16)>,
+}
+
+impl Lease {
+    /// Whether any port of the node leads here.
+    pub fn has_ports(&self) -> bool {
+        !self.ports.is_empty() || !self.addressed.is_empty()
+    }
+}
+
+/// Ports of the node that a sandbox gets, as in its [`Lease`].
+#[derive(Debug, Clone, Default)]
+pub struct Ports {
+    /// At every address: protocol, port of the node, port of the pod.
+    pub everywhere: Vec<(u8, u16, u16)>,
+    /// At one address.
+    pub addressed: Vec<(Ipv4Addr, u8, u16, u16)>,
 }
 
 /// An address could not be had.
@@ -81,7 +100,7 @@ impl Ipam {
     }
 
     /// Gives a sandbox an address; the same again if it has one.
-    pub fn lease(&mut self, id: &str, link: &str, ports: Vec<(u8, u16, u16)>) -> Result<Lease, Error> {
+    pub fn lease(&mut self, id: &str, link: &str, ports: Ports) -> Result<Lease, Error> {
         if let Some(lease) = self.leases.get(id) {
             return Ok(lease.clone());
         }
@@ -94,7 +113,8 @@ impl Ipam {
             .find(|(_, a)| !used.contains(a));
         let (n, address) = free.ok_or_else(|| Error::Full(format!("{}/{}", self.network, self.prefix)))?;
         self.next = if n + 1 >= size { 2 } else { n + 1 };
-        let lease = Lease { address, link: link.to_owned(), ports };
+        let Ports { everywhere: ports, addressed } = ports;
+        let lease = Lease { address, link: link.to_owned(), ports, addressed };
         let path = self.directory.join(id);
         let temporary = self.directory.join(format!(".{id}"));
         let text = serde_json::to_vec(&lease).unwrap_or_default();
@@ -126,17 +146,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || Ipam::open(dir.path().join("l"), Ipv4Addr::new(10, 1, 0, 0), 29).unwrap();
         let mut ipam = open();
-        let a = ipam.lease("a", "va", vec![(6, 80, 8080)]).unwrap();
-        assert_eq!(ipam.lease("a", "va", Vec::new()).unwrap(), a);
+        let ports =
+            Ports { everywhere: vec![(6, 80, 8080)], addressed: vec![(Ipv4Addr::LOCALHOST, 17, 53, 5353)] };
+        let a = ipam.lease("a", "va", ports).unwrap();
+        assert_eq!(ipam.lease("a", "va", Ports::default()).unwrap(), a);
         assert_eq!(ipam.gateway(), Ipv4Addr::new(10, 1, 0, 1));
         let mut again = open();
         assert_eq!(again.leases()["a"], a);
-        let rest: HashSet<Ipv4Addr> =
-            ["b", "c", "d", "e"].iter().map(|i| again.lease(i, "v", Vec::new()).unwrap().address).collect();
+        let rest: HashSet<Ipv4Addr> = ["b", "c", "d", "e"]
+            .iter()
+            .map(|i| again.lease(i, "v", Ports::default()).unwrap().address)
+            .collect();
         assert_eq!(rest.len(), 4);
         assert!(!rest.contains(&a.address));
-        assert!(matches!(again.lease("f", "v", Vec::new()), Err(Error::Full(_))));
+        assert!(matches!(again.lease("f", "v", Ports::default()), Err(Error::Full(_))));
         again.release("b").unwrap();
-        assert!(again.lease("f", "v", Vec::new()).is_ok());
+        assert!(again.lease("f", "v", Ports::default()).is_ok());
     }
 }

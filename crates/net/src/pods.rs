@@ -13,12 +13,12 @@ use async_trait::async_trait;
 use cri::{NetworkProvider, NetworkRequest};
 use parking_lot::Mutex;
 
-use crate::ipam::{self, Ipam, Lease};
+use crate::ipam::{self, Ipam, Lease, Ports};
 use crate::link;
 use crate::netlink::{self, Socket};
 use crate::nft::{
-    Base, Compare, Data, Family, Hook, Load, Map, Part, Step, Transaction, Value, endpoint, link_name,
-    port_key,
+    Base, Compare, Data, Family, Hook, Load, Map, Part, Step, Transaction, Value, Verdict, endpoint,
+    link_name, port_key,
 };
 
 /// Name of a pod's link inside the pod.
@@ -27,6 +27,10 @@ const INSIDE: &str = "eth0";
 const MTU: u32 = 1500;
 /// Map of ports of the node that lead to pods.
 const HOST_PORTS: &str = "host-ports";
+/// The same for ports of one address of the node only.
+const HOST_ADDRESSES: &str = "host-addresses";
+/// Priority before connections are tracked: what is written in packets is what was sent.
+const RAW: i32 = -300;
 /// An address of this host, as the routing table classes addresses.
 const LOCAL: u32 = 2;
 
@@ -107,6 +111,8 @@ impl PodNetwork {
         // Pods send everything to the bridge's address on purpose: no need to tell them of shorter ways.
         set(&format!("conf/{name}/send_redirects"), "0")?;
         set("conf/all/send_redirects", "0")?;
+        // Ports of the node work at its loopback address too; `rules` keeps pods away from that.
+        set(&format!("conf/{name}/route_localnet"), "1")?;
         let host = File::open("/proc/thread-self/ns/net")
             .map_err(|e| netlink::Error::new("opening the host's namespace", e))?;
         let network = PodNetwork { ipam: Mutex::new(ipam), bridge, host, config };
@@ -139,10 +145,18 @@ impl PodNetwork {
         t.add_chain("postrouting", nat(Hook::Postrouting, 100));
         let key = &[Part::Protocol, Part::Port];
         t.add_map(&Map { name: HOST_PORTS.into(), key, data: Data::Endpoint, timeout_ms: 0 });
-        let leases = self.ipam.lock();
-        let elements: Vec<_> = leases.leases().values().flat_map(port_elements).collect();
-        drop(leases);
-        t.add_elements(HOST_PORTS, &elements);
+        let key = &[Part::Address, Part::Protocol, Part::Port];
+        t.add_map(&Map { name: HOST_ADDRESSES.into(), key, data: Data::Endpoint, timeout_ms: 0 });
+        self.ipam.lock().leases().values().for_each(|lease| publish(&mut t, lease));
+        let addressed = [
+            Step::Load(Load::DestinationKind, 0),
+            Step::Compare(0, Compare::Equal, LOCAL.to_ne_bytes().to_vec()),
+            Step::Load(Load::DestinationAddress, 0),
+            Step::Load(Load::Protocol, 1),
+            Step::Load(Load::DestinationPort, 2),
+            Step::Lookup { map: HOST_ADDRESSES.into(), key: 0, data: 0 },
+            Step::DestinationNat { address: 0, port: 1 },
+        ];
         let to_pod = [
             Step::Load(Load::DestinationKind, 0),
             Step::Compare(0, Compare::Equal, LOCAL.to_ne_bytes().to_vec()),
@@ -151,8 +165,11 @@ impl PodNetwork {
             Step::Lookup { map: HOST_PORTS.into(), key: 0, data: 0 },
             Step::DestinationNat { address: 0, port: 1 },
         ];
-        t.add_rule("prerouting", &to_pod);
-        t.add_rule("output", &to_pod);
+        for chain in ["prerouting", "output"] {
+            t.add_rule(chain, &addressed);
+            t.add_rule(chain, &to_pod);
+        }
+        self.loopback(&mut t);
         let (network, prefix) = self.config.cluster;
         let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0).to_be_bytes().to_vec();
         let in_cluster = |what, how| {
@@ -174,19 +191,34 @@ impl PodNetwork {
         Ok(())
     }
 
+    /// What leaves the loopback address for a pod takes the bridge's, and nobody on the bridge may name it.
+    fn loopback(&self, t: &mut Transaction) {
+        let of = |what| {
+            [
+                Step::Load(what, 0),
+                Step::Mask(0, vec![255, 0, 0, 0]),
+                Step::Compare(0, Compare::Equal, vec![127, 0, 0, 0]),
+            ]
+        };
+        let on =
+            |what| [Step::Load(what, 0), Step::Compare(0, Compare::Equal, link_name(&self.config.bridge()))];
+        t.add_chain("raw", Some(Base { kind: "filter", hook: Hook::Prerouting, priority: RAW }));
+        let mut foreign = of(Load::DestinationAddress).to_vec();
+        foreign.extend(on(Load::InputLink));
+        foreign.push(Step::Verdict(Verdict::Drop));
+        t.add_rule("raw", &foreign);
+        let mut own = of(Load::SourceAddress).to_vec();
+        own.extend(on(Load::OutputLink));
+        own.push(Step::Masquerade);
+        t.add_rule("postrouting", &own);
+    }
+
     fn attach_blocking(&self, request: &NetworkRequest) -> Result<Lease, Error> {
-        let ports = request.port_mappings.iter().filter(|p| p.host_port != 0).map(|p| {
-            let protocol = match p.protocol {
-                cri::Protocol::Tcp => 6,
-                cri::Protocol::Udp => 17,
-                cri::Protocol::Sctp => 132,
-            };
-            (protocol, p.host_port, p.container_port)
-        });
+        let ports = ports(&request.port_mappings);
         let short: String = request.sandbox_id.chars().take(10).collect();
         let outside = format!("fry{short}");
         let known = self.ipam.lock().leases().contains_key(&request.sandbox_id);
-        let lease = self.ipam.lock().lease(&request.sandbox_id, &outside, ports.collect())?;
+        let lease = self.ipam.lock().lease(&request.sandbox_id, &outside, ports)?;
         if known && link::index(&outside).is_ok() {
             return Ok(lease);
         }
@@ -202,9 +234,9 @@ impl PodNetwork {
         })?;
         let socket = Socket::route()?;
         link::join_bridge(&socket, link::index(&outside)?, self.bridge)?;
-        if !lease.ports.is_empty() {
+        if lease.has_ports() {
             let mut t = Transaction::new(Family::Ip, &self.config.table());
-            t.add_elements(HOST_PORTS, &port_elements(&lease));
+            publish(&mut t, &lease);
             t.commit("publishing a pod's ports")?;
         }
         Ok(lease)
@@ -212,10 +244,13 @@ impl PodNetwork {
 
     fn detach_blocking(&self, sandbox_id: &str) -> Result<(), Error> {
         let Some(lease) = self.ipam.lock().leases().get(sandbox_id).cloned() else { return Ok(()) };
-        if !lease.ports.is_empty() {
+        if lease.has_ports() {
             let keys: Vec<Vec<u8>> = lease.ports.iter().map(|(p, host, _)| port_key(*p, *host)).collect();
+            let addressed: Vec<Vec<u8>> =
+                lease.addressed.iter().map(|(ip, p, host, _)| address_key(*ip, *p, *host)).collect();
             let mut t = Transaction::new(Family::Ip, &self.config.table());
             t.delete_elements(HOST_PORTS, &keys);
+            t.delete_elements(HOST_ADDRESSES, &addressed);
             match t.commit("withdrawing a pod's ports") {
                 Err(e) if !e.is(nix::errno::Errno::ENOENT) => return Err(e.into()),
                 _ => {}
@@ -227,11 +262,40 @@ impl PodNetwork {
     }
 }
 
-fn port_elements(lease: &Lease) -> Vec<(Vec<u8>, Value)> {
-    let element = |(protocol, host, pod): &(u8, u16, u16)| {
-        (port_key(*protocol, *host), Value::Bytes(endpoint(lease.address, *pod)))
-    };
-    lease.ports.iter().map(element).collect()
+/// Where a pod's ports are published: an address of another family has none to give.
+fn ports(mappings: &[cri::PortMapping]) -> Ports {
+    let mut ports = Ports::default();
+    for mapping in mappings.iter().filter(|mapping| mapping.host_port != 0) {
+        let protocol = match mapping.protocol {
+            cri::Protocol::Tcp => 6,
+            cri::Protocol::Udp => 17,
+            cri::Protocol::Sctp => 132,
+        };
+        let (host, pod) = (mapping.host_port, mapping.container_port);
+        match mapping.host_ip.filter(|ip| !ip.is_unspecified()) {
+            None => ports.everywhere.push((protocol, host, pod)),
+            Some(IpAddr::V4(ip)) => ports.addressed.push((ip, protocol, host, pod)),
+            Some(IpAddr::V6(_)) => {}
+        }
+    }
+    ports
+}
+
+/// A key of [`HOST_ADDRESSES`].
+fn address_key(address: Ipv4Addr, protocol: u8, port: u16) -> Vec<u8> {
+    [address.octets().to_vec(), port_key(protocol, port)].concat()
+}
+
+/// Adds a pod's ports to the maps.
+fn publish(t: &mut Transaction, lease: &Lease) {
+    let to = |pod: u16| Value::Bytes(endpoint(lease.address, pod));
+    let everywhere: Vec<_> =
+        lease.ports.iter().map(|(protocol, host, pod)| (port_key(*protocol, *host), to(*pod))).collect();
+    let addressed: Vec<_> = (lease.addressed.iter())
+        .map(|(ip, protocol, host, pod)| (address_key(*ip, *protocol, *host), to(*pod)))
+        .collect();
+    t.add_elements(HOST_PORTS, &everywhere);
+    t.add_elements(HOST_ADDRESSES, &addressed);
 }
 
 fn failed(error: impl std::error::Error) -> cri::Error {
@@ -270,5 +334,30 @@ impl NetworkProvider for Provider {
         let detached =
             tokio::task::spawn_blocking(move || network.detach_blocking(&id)).await.map_err(failed)?;
         detached.map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_ports_are_published() {
+        let mapping = |host_port: u16, ip: &str| cri::PortMapping {
+            protocol: cri::Protocol::Tcp,
+            container_port: 80,
+            host_port,
+            host_ip: ip.parse().ok(),
+        };
+        let made = ports(&[
+            mapping(0, ""),
+            mapping(1, ""),
+            mapping(2, "0.0.0.0"),
+            mapping(3, "127.0.0.1"),
+            mapping(4, "fd00::1"),
+        ]);
+        assert_eq!(made.everywhere, [(6, 1, 80), (6, 2, 80)]);
+        assert_eq!(made.addressed, [(Ipv4Addr::LOCALHOST, 6, 3, 80)]);
+        assert_eq!(address_key(Ipv4Addr::LOCALHOST, 6, 3), [127, 0, 0, 1, 6, 0, 0, 0, 0, 3, 0, 0]);
     }
 }

@@ -31,6 +31,8 @@ pub struct Cache {
     pub image_spread: HashMap<String, usize>,
     /// Number of pods on nodes that have terms about other pods; 0 lets cycles skip looking for them.
     pub pods_with_terms: usize,
+    /// Claims, volumes and classes.
+    pub storage: crate::storage::Storage,
     index: HashMap<String, usize>,
     places: HashMap<Arc<str>, Place>,
     /// Pods bound to nodes that have not been seen yet.

@@ -25,6 +25,8 @@ pub type Nominated = HashMap<String, Vec<Arc<PodInfo>>>;
 pub struct Diagnosis {
     /// Nodes looked at.
     pub nodes: usize,
+    /// Why no node was looked at closely.
+    pub rejected: Option<String>,
     /// How many nodes were refused for each reason.
     pub reasons: BTreeMap<Cow<'static, str>, usize>,
     /// Bits of the plugins that refused.
@@ -48,6 +50,14 @@ impl Diagnosis {
     pub fn message(&self, preemption: &str) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".into();
+        }
+        if let Some(why) = &self.rejected {
+            let mut message = format!("0/{} nodes are available: {why}.", self.nodes);
+            if !preemption.is_empty() {
+                message.push_str(" preemption: ");
+                message.push_str(preemption);
+            }
+            return message;
         }
         let mut parts: Vec<String> = self.reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         parts.sort();
@@ -73,9 +83,14 @@ pub enum Outcome {
 pub fn prepare(cache: &Cache, pod: &PodInfo) -> CycleState {
     let mut state = CycleState::default();
     for (bit, plugin) in PLUGINS.iter().enumerate() {
-        let skip =
-            plugin.prepare_filter.is_some_and(|prepare| prepare(pod, cache, &mut state) == Prepared::Skip);
-        state.skip_filter |= u32::from(skip) << bit;
+        match plugin.prepare_filter.map(|prepare| prepare(pod, cache, &mut state)) {
+            Some(Prepared::Skip) => state.skip_filter |= 1 << bit,
+            Some(Prepared::Reject(why)) => {
+                state.rejected = Some((bit, why));
+                break;
+            }
+            Some(Prepared::Run) | None => {}
+        }
     }
     state
 }
@@ -137,6 +152,11 @@ pub fn schedule(
     let total = cache.nodes.len();
     let mut state = prepare(cache, pod);
     let mut diagnosis = Diagnosis { nodes: total, ..Default::default() };
+    if let Some((plugin, why)) = state.rejected.take().filter(|_| total > 0) {
+        diagnosis.plugins = 1 << plugin;
+        diagnosis.rejected = Some(why);
+        return Outcome::Nowhere(Box::new(diagnosis), Box::new(state));
+    }
     let mut feasible = Vec::new();
     let enough = enough(total);
     let mut looked_at = 0;

@@ -5,7 +5,7 @@ use std::ops::BitOr;
 
 use crate::cache::Cache;
 use crate::node_info::NodeInfo;
-use crate::plugins::{inter_pod_affinity, topology_spread};
+use crate::plugins::{inter_pod_affinity, topology_spread, volume_binding, volume_restrictions};
 use crate::pod_info::PodInfo;
 
 /// Best score of one plugin.
@@ -32,6 +32,8 @@ impl Changes {
     pub const POD_PLACED: Changes = Changes(32);
     /// A namespace has other labels.
     pub const NAMESPACE: Changes = Changes(64);
+    /// Claims, volumes or their classes have changed.
+    pub const STORAGE: Changes = Changes(128);
     /// Everything.
     pub const ALL: Changes = Changes(u16::MAX);
 
@@ -75,12 +77,14 @@ impl Refusal {
 }
 
 /// Whether the rest of a plugin has anything to do in this cycle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prepared {
     /// Yes.
     Run,
     /// No: it would accept every node, or score all alike.
     Skip,
+    /// No node will do, for this reason; no need to look at any.
+    Reject(String),
 }
 
 /// What plugins note for themselves during one cycle.
@@ -90,6 +94,12 @@ pub struct CycleState {
     pub affinity: inter_pod_affinity::State,
     /// Numbers of matching pods per place, for spreading.
     pub spread: topology_spread::State,
+    /// The pod's claims.
+    pub claims: volume_binding::State,
+    /// Claims of the pod that one pod at a time may use.
+    pub exclusive: volume_restrictions::State,
+    /// The plugin that wants no node at all, and why.
+    pub rejected: Option<(usize, String)>,
     /// Bits of plugins that have nothing to filter.
     pub skip_filter: u32,
     /// Bits of plugins that have nothing to score.

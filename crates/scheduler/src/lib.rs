@@ -18,7 +18,9 @@ pub mod preemption;
 pub mod queue;
 pub mod resources;
 pub mod run;
+mod run_volumes;
 pub mod state;
+pub mod storage;
 
 #[cfg(test)]
 mod tests;

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use api::k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, Toleration, TopologySpreadConstraint,
-};
+use api::k8s_openapi::api::core::v1::{PodAffinityTerm, Toleration, TopologySpreadConstraint};
 use api::prelude::*;
 use jiff::Timestamp;
 use meta::selector::{LabelSelector, Op, Requirement};
+
+pub use volumes::NodeTerm;
 
 use crate::labels::LabelSet;
 use crate::resources::{self, Resources};
@@ -31,51 +31,6 @@ impl HostPort {
             && self.protocol == other.protocol
             && (self.ip == other.ip || self.ip == any || other.ip == any)
     }
-}
-
-/// A term of node affinity, compiled: all requirements must match. A term without any matches nothing.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NodeTerm {
-    labels: LabelSelector,
-    fields: LabelSelector,
-    never: bool,
-}
-
-impl NodeTerm {
-    /// Compiles a term. An operator or a number that does not make sense makes it match nothing.
-    pub fn compile(term: &NodeSelectorTerm) -> NodeTerm {
-        let compile = |list: &Option<Vec<NodeSelectorRequirement>>| {
-            list.iter().flatten().map(requirement).collect::<Option<Vec<_>>>()
-        };
-        let (labels, fields) = (compile(&term.match_expressions), compile(&term.match_fields));
-        let never = labels.is_none() || fields.is_none();
-        let (labels, fields) = (labels.unwrap_or_default(), fields.unwrap_or_default());
-        let never = never || (labels.is_empty() && fields.is_empty());
-        NodeTerm { labels: LabelSelector(labels), fields: LabelSelector(fields), never }
-    }
-
-    /// Whether a node matches.
-    pub fn matches(&self, node: &Node) -> bool {
-        let labels = node.metadata.labels.as_ref();
-        !self.never
-            && self.labels.matches_with(|key| labels.and_then(|l| l.get(key)).map(String::as_str))
-            && self.fields.matches_with(|key| (key == "metadata.name").then(|| node.name()))
-    }
-}
-
-fn requirement(r: &NodeSelectorRequirement) -> Option<Requirement> {
-    let values = || r.values.clone().unwrap_or_default();
-    let number = || values().first().and_then(|v| v.parse().ok());
-    let op = match r.operator.as_str() {
-        "In" => Op::In(values()),
-        "NotIn" => Op::NotIn(values()),
-        "Exists" => Op::Exists,
-        "DoesNotExist" => Op::DoesNotExist,
-        "Gt" => Op::Gt(number()?),
-        "Lt" => Op::Lt(number()?),
-        _ => return None,
-    };
-    Some(Requirement { key: r.key.clone(), op })
 }
 
 /// A selector of the API, compiled. None and a malformed one match nothing.
@@ -221,6 +176,8 @@ pub struct PodInfo {
     pub preferred_pods: Vec<PodTerm>,
     /// Spread constraints.
     pub spread: Vec<Spread>,
+    /// Keys of the claims it uses, and whether each is made for it.
+    pub claims: Vec<(String, bool)>,
     /// Uid of its controller.
     pub controller: Option<Arc<str>>,
 }
@@ -270,6 +227,10 @@ impl PodInfo {
                 .iter()
                 .flatten()
                 .map(|c| Spread::compile(c, &pod))
+                .collect(),
+            claims: volumes::claim_names(&pod)
+                .into_iter()
+                .map(|(name, own)| (format!("{}/{name}", pod.namespace()), own))
                 .collect(),
             controller: controller.map(|o| o.uid.as_str().into()),
             pod,

@@ -28,13 +28,16 @@ const IN_FLIGHT_MAX: usize = 64;
 /// Cycles run for this long before events and bindings get their turn.
 const TURN: Duration = Duration::from_millis(2);
 
-struct Shell {
-    client: Client,
+pub(crate) struct Shell {
+    pub(crate) client: Client,
     recorder: Recorder,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
-    state: Mutex<State>,
-    wake: Notify,
+    pub(crate) state: Mutex<State>,
+    pub(crate) wake: Notify,
+    /// Something has happened to claims, or a pod that waits for them is gone.
+    pub(crate) bound: Notify,
+    pub(crate) claims: Arc<Informer<PersistentVolumeClaim>>,
     pods: Arc<Informer<Pod>>,
     budgets: Arc<Informer<PodDisruptionBudget>>,
     in_flight: Arc<Semaphore>,
@@ -51,6 +54,8 @@ pub async fn run(context: &Context) {
         random: context.random.clone(),
         state: Mutex::default(),
         wake: Notify::new(),
+        bound: Notify::new(),
+        claims: context.informers.get::<PersistentVolumeClaim>(),
         pods: context.informers.get::<Pod>(),
         budgets: context.informers.get::<PodDisruptionBudget>(),
         in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
@@ -86,6 +91,7 @@ impl Shell {
             it.state.lock().namespace_changed(event.object(), it.clock.instant());
             it.wake.notify_one();
         });
+        self.follow_storage(context).await;
         // Nodes first: otherwise the first pods would find none and wait.
         nodes.synced().await;
         let it = self.clone();
@@ -103,6 +109,7 @@ impl Shell {
                 Event::Updated { old, new } => state.pod_changed(Some(old), new, SCHEDULER_NAME, now),
                 Event::Deleted(pod) => {
                     state.pod_gone(pod, now);
+                    self.bound.notify_waiters();
                     None
                 }
             }
@@ -167,9 +174,21 @@ impl Shell {
         (decisions, state.queue.next_due())
     }
 
-    async fn carry_out(self: Arc<Self>, decision: Decision, _permit: OwnedSemaphorePermit) {
+    async fn carry_out(self: Arc<Self>, decision: Decision, permit: OwnedSemaphorePermit) {
         match decision {
-            Decision::Bind { pod, node } => self.bind(pod, &node).await,
+            Decision::Bind { pod, node, volumes } if volumes.is_empty() => self.bind(pod, &node).await,
+            Decision::Bind { pod, node, volumes } => {
+                // Making volumes takes long, and others are not to wait for that.
+                drop(permit);
+                match self.bind_volumes(&pod.info, &node, &volumes).await {
+                    Ok(()) => self.bind(pod, &node).await,
+                    Err(why) => {
+                        let message = format!("running PreBind plugin \"VolumeBinding\": {why}");
+                        self.recorder.warning(&*pod.info.pod, "FailedScheduling", message);
+                        self.give_back(pod);
+                    }
+                }
+            }
             Decision::Report { pod, message, room } => self.report(&pod, &message, room).await,
         }
     }
@@ -192,19 +211,31 @@ impl Shell {
             }
             Err(error) => {
                 tracing::debug!(pod = &*info.key, node, %error, "binding failed");
-                let current = self.pods.store().get(&info.key);
-                let wanted = current.is_some_and(|pod| {
-                    let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
-                    pod.uid() == &*info.uid && !bound && !pod.is_terminating()
-                });
-                let mut state = self.state.lock();
-                if wanted {
-                    state.bind_failed(queued, now);
-                } else {
-                    state.cache.forget(&info.uid);
-                }
+                self.give_back(queued);
             }
         }
+        self.wake.notify_one();
+    }
+
+    /// Whether a pod is there and has no node.
+    pub(crate) fn is_wanted(&self, info: &PodInfo) -> bool {
+        self.pods.store().get(&info.key).is_some_and(|pod| {
+            let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+            pod.uid() == &*info.uid && !bound && !pod.is_terminating()
+        })
+    }
+
+    /// A pod does not get the node it was to have.
+    fn give_back(&self, queued: Queued) {
+        let wanted = self.is_wanted(&queued.info);
+        let mut state = self.state.lock();
+        if wanted {
+            state.bind_failed(queued, self.clock.instant());
+        } else {
+            state.cache.forget(&queued.info.uid);
+            state.cache.storage.settle(&queued.info.uid);
+        }
+        drop(state);
         self.wake.notify_one();
     }
 

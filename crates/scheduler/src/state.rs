@@ -9,10 +9,11 @@ use stdx::Random;
 use crate::cache::Cache;
 use crate::cycle::{self, Nominated, Outcome};
 use crate::framework::Changes;
-use crate::plugins::scheduling_gates;
+use crate::plugins::{scheduling_gates, volume_binding};
 use crate::pod_info::PodInfo;
 use crate::preemption::{self, Budget, Room, Verdict};
 use crate::queue::{Queue, Queued};
+use crate::storage::{Change, Work};
 
 /// What is to be done after a cycle.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub enum Decision {
         pod: Queued,
         /// Name of the node.
         node: String,
+        /// What is to be bound or made first.
+        volumes: Work,
     },
     /// Tell people that the pod fits nowhere.
     Report {
@@ -162,6 +165,17 @@ impl State {
         }
     }
 
+    /// A claim, a volume or a class is new, has changed or is gone.
+    pub fn storage_changed(&mut self, change: Change, now: Instant) {
+        let key = change.claim();
+        if self.cache.storage.take_in(change) {
+            self.queue.changed(Changes::STORAGE, now, |waiting| match &key {
+                Some(key) => waiting.claims.iter().any(|(claim, _)| claim == key),
+                None => !waiting.claims.is_empty(),
+            });
+        }
+    }
+
     /// Runs one cycle, if a pod waits for one.
     pub fn cycle(&mut self, budgets: &[Budget], now: Instant, random: &dyn Random) -> Option<Decision> {
         let pod = self.queue.pop(now)?;
@@ -169,8 +183,10 @@ impl State {
         match cycle::schedule(&self.cache, &info, &self.nominated, &mut self.start, random) {
             Outcome::Place(position) => {
                 let node = self.cache.nodes[position].name().to_owned();
+                let volumes = volume_binding::work(&self.cache, &info, &self.cache.nodes[position].node);
+                self.cache.storage.assume(&info.uid, &volumes);
                 self.cache.assume(info, &node);
-                Some(Decision::Bind { pod, node })
+                Some(Decision::Bind { pod, node, volumes })
             }
             Outcome::Nowhere(diagnosis, state) => {
                 let offset = random.below(diagnosis.resolvable.len() as u64) as usize;
@@ -196,6 +212,7 @@ impl State {
     /// A pod could not be bound.
     pub fn bind_failed(&mut self, pod: Queued, now: Instant) {
         self.cache.forget(&pod.info.uid);
+        self.cache.storage.settle(&pod.info.uid);
         let info = pod.info.clone();
         self.queue.failed(pod, now);
         self.queue.changed(Changes::POD_REMOVED, now, |waiting| frees(waiting, &info));
@@ -204,6 +221,7 @@ impl State {
     /// A pod has been bound.
     pub fn bound(&mut self, pod: &PodInfo, now: Instant) {
         self.unnominate(&pod.uid);
+        self.cache.storage.settle(&pod.uid);
         self.queue.changed(Changes::POD_PLACED, now, |waiting| concerns(waiting, pod));
     }
 
@@ -245,6 +263,7 @@ fn frees(waiting: &PodInfo, gone: &PodInfo) -> bool {
         || waiting.has_pod_terms()
         || gone.has_pod_terms()
         || !waiting.spread.is_empty()
+        || waiting.claims.iter().any(|claim| gone.claims.contains(claim))
         || !waiting.host_ports.is_empty()
 }
 

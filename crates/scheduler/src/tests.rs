@@ -9,6 +9,7 @@ use stdx::SeededRandom;
 
 use crate::run::SCHEDULER_NAME;
 use crate::state::{Decision, State};
+use crate::storage::Change;
 
 struct World {
     state: State,
@@ -50,9 +51,15 @@ impl World {
     fn decide(&mut self) -> String {
         match self.state.cycle(&[], self.now, &self.random) {
             None => "-".into(),
-            Some(Decision::Bind { pod, node }) => {
-                self.state.bound(&pod.info, self.now);
-                node
+            Some(Decision::Bind { pod, node, volumes }) => {
+                let bound = volumes.bind.iter().map(|(v, c)| format!(" {}={}", c.name(), v.name()));
+                let made = volumes.provision.iter().map(|c| format!(" {}=new", c.name()));
+                let extra: String = bound.chain(made).collect();
+                // What is bound later stays promised until then.
+                if volumes.is_empty() {
+                    self.state.bound(&pod.info, self.now);
+                }
+                node + &extra
             }
             Some(Decision::Report { message, room, .. }) => match room {
                 Some(room) => {
@@ -221,4 +228,84 @@ fn gated_pods_and_other_schedulers_pods_do_not_queue() {
     assert!(
         world.place("h2", "0", ports).contains("node(s) didn't have free ports for the requested pod ports")
     );
+}
+
+impl World {
+    fn claim(&mut self, name: &str, extra: Value) {
+        let mut claim = json!({"metadata": {"name": name, "namespace": "n", "uid": name},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "late",
+                "resources": {"requests": {"storage": "1Gi"}}}});
+        merge(&mut claim, extra);
+        let claim = PersistentVolumeClaim::from_value(claim).unwrap();
+        self.state.storage_changed(Change::Claim(Arc::new(claim)), self.now);
+    }
+
+    fn volume(&mut self, name: &str, node: &str) {
+        let volume = json!({"metadata": {"name": name}, "status": {"phase": "Available"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "late", "capacity": {"storage": "2Gi"},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions":
+                    [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}}});
+        let volume = PersistentVolume::from_value(volume).unwrap();
+        self.state.storage_changed(Change::Volume(Arc::new(volume)), self.now);
+    }
+
+    fn class(&mut self, name: &str, provisioner: &str) {
+        let class = json!({"metadata": {"name": name}, "provisioner": provisioner,
+            "volumeBindingMode": "WaitForFirstConsumer"});
+        let class = StorageClass::from_value(class).unwrap();
+        self.state.storage_changed(Change::Class(Arc::new(class)), self.now);
+    }
+}
+
+fn using(claim: &str) -> Value {
+    json!({"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}})
+}
+
+#[test]
+fn volumes_choose_nodes() {
+    let mut world = World::new();
+    world.node("a", "z1", "4", json!({}));
+    world.node("b", "z1", "4", json!({}));
+    world.class("late", "kubernetes.io/no-provisioner");
+    let not = "preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+    let why = |reason: &str| format!("0/2 nodes are available: {reason}. {not}");
+    assert_eq!(world.place("p1", "0", using("c1")), why("persistentvolumeclaim \"c1\" not found"));
+    world.claim("c1", json!({}));
+    world.wait(5);
+    assert_eq!(world.decide(), why("2 node(s) didn't find available persistent volumes to bind"));
+    world.volume("v1", "b");
+    world.wait(5);
+    assert_eq!(world.decide(), "b c1=v1", "a volume has come");
+    world.claim("c2", json!({}));
+    let second = world.place("p2", "0", using("c2"));
+    assert_eq!(second, why("2 node(s) didn't find available persistent volumes to bind"), "v1 is promised");
+    world.class("late", "example.com/driver");
+    world.wait(5);
+    assert!(world.decide().ends_with(" c2=new"));
+    let selected = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "a"}}});
+    world.claim("c3", selected);
+    assert_eq!(world.place("p3", "0", using("c3")), "a c3=new", "made for a already");
+    world.claim("c4", json!({"spec": {"storageClassName": "none"}}));
+    assert_eq!(world.place("p4", "0", using("c4")), why("pod has unbound immediate PersistentVolumeClaims"));
+    let bound = |volume: &str| {
+        json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+            "spec": {"volumeName": volume}})
+    };
+    world.claim("c5", bound("v1"));
+    assert_eq!(world.place("p5", "0", using("c5")), "b");
+    let mut pinned = using("c5");
+    merge(&mut pinned, json!({"spec": {"nodeSelector": {"kubernetes.io/hostname": "a"}}}));
+    let text = world.place("p6", "0", pinned);
+    assert!(text.contains("1 node(s) didn't match PersistentVolume's node affinity"), "{text}");
+    world.claim("c7", bound("gone"));
+    let text = world.place("p7", "0", using("c7"));
+    assert!(
+        text.contains("2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+        "{text}"
+    );
+    world.claim("c8", json!({"spec": {"accessModes": ["ReadWriteOncePod"]}}));
+    assert!(world.place("p8", "0", using("c8")).ends_with("c8=new"));
+    let text = world.place("p9", "0", using("c8"));
+    let once = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+    assert!(text.contains(once), "{text}");
 }

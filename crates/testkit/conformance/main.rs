@@ -1,6 +1,7 @@
 //! Official conformance cases, ported under their official names, against one real cluster.
 
 mod admission;
+mod agnhost;
 mod api;
 mod auth;
 mod cli;
@@ -14,26 +15,37 @@ mod jobs;
 mod machinery;
 mod network;
 mod node;
+mod node_more;
 mod operations;
 mod pod_env;
 mod pod_life;
 mod quota;
 mod records;
 mod schedules;
+mod scheduling;
+mod servers;
 mod services;
 mod statefulset;
 mod storage;
 mod typed;
 mod volumes;
+mod volumes_claims;
+mod volumes_csi;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((agnhost::NAME, rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return agnhost::main(rest);
+    }
     let groups = [
         storage::cases(),
         node::cases(),
         api::cases(),
         auth::cases(),
         network::cases(),
+        node_more::cases(),
+        servers::cases(),
         cli::cases(),
         crd::cases(),
         crd_fields::cases(),
@@ -45,9 +57,12 @@ fn main() -> std::process::ExitCode {
         pod_env::cases(),
         services::cases(),
         volumes::cases(),
+        volumes_claims::cases(),
+        volumes_csi::cases(),
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),
+        scheduling::cases(),
         disruption::cases(),
         jobs::cases(),
         typed::cases(),

@@ -329,6 +329,11 @@ impl Scope<'_> {
         if WIDE.contains(&resource) { "" } else { &self.namespace }
     }
 
+    /// Directory of the cluster's state.
+    pub fn data(&self) -> PathBuf {
+        self.cluster.data()
+    }
+
     /// Lets time pass: between looks at what nobody tells of, or to see that nothing happens.
     pub fn pause(&self, time: Duration) {
         // Made inside the runtime: a timer needs one.

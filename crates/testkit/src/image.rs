@@ -53,12 +53,11 @@ fn write(target: &Path, name: &str, run: &serde_json::Value) -> anyhow::Result<(
         append(&mut layer, &format!("bin/{applet}"), Entry::Link("busybox"), 0o777);
     }
     layer.resize(layer.len() + 2 * RECORD, 0);
-    let digest: String = Sha256::digest(&layer).iter().map(|b| format!("{b:02x}")).collect();
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": run,
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
         "history": [{"created_by": "testkit"}],
     });
     let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
@@ -68,6 +67,20 @@ fn write(target: &Path, name: &str, run: &serde_json::Value) -> anyhow::Result<(
     append(&mut archive, "manifest.json", Entry::File(manifest.to_string().as_bytes()), 0o644);
     archive.resize(archive.len() + 2 * RECORD, 0);
     std::fs::write(target, archive).with_context(|| format!("cannot write {}", target.display()))
+}
+
+/// The name of content in images: how it is addressed.
+pub fn digest(content: &[u8]) -> String {
+    let hex: String = Sha256::digest(content).iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// A layer with these files, by path.
+pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    files.iter().for_each(|(name, content)| append(&mut out, name, Entry::File(content), 0o644));
+    out.resize(out.len() + 2 * RECORD, 0);
+    out
 }
 
 enum Entry<'a> {

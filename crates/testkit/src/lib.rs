@@ -9,10 +9,12 @@
 pub mod clients;
 pub mod cluster;
 pub mod containerd;
+pub mod csi;
 pub mod hook;
 pub mod image;
 pub mod kinds;
 pub mod pods;
+pub mod registry;
 pub mod runner;
 pub mod webhook;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use testkit::Cluster;
+use testkit::{Cluster, Scope};
 
 /// Longest time of a build that finds every step done, for a debug build on a loaded machine.
 const CACHED_TIME_MAX: Duration = Duration::from_secs(1);
@@ -122,7 +122,7 @@ struct Registry {
 }
 
 impl Registry {
-    fn start() -> anyhow::Result<Registry> {
+    fn start(scope: &Scope<'_>) -> anyhow::Result<Registry> {
         let directory = tempfile::tempdir()?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let address = format!("127.0.0.1:{port}");
@@ -145,7 +145,7 @@ impl Registry {
         let began = Instant::now();
         while std::net::TcpStream::connect(&registry.address).is_err() {
             ensure!(began.elapsed() < Duration::from_secs(10), "the registry does not listen");
-            std::thread::sleep(Duration::from_millis(20));
+            scope.pause(Duration::from_millis(20));
         }
         Ok(registry)
     }
@@ -234,7 +234,7 @@ fn runs(bench: &Bench) -> anyhow::Result<()> {
             break;
         }
         ensure!(began.elapsed() < Duration::from_secs(20), "the pod says {log:?}");
-        std::thread::sleep(Duration::from_millis(100));
+        scope.pause(Duration::from_millis(100));
     }
     scope.kubectl(&["delete", "deployment", "built", "--wait=false"])?;
     scope.kubectl(&["wait", "--for=delete", "pod", "-l", "app=built", "--timeout=30s"])?;
@@ -254,7 +254,7 @@ fn configuration(bench: &Bench) -> anyhow::Result<()> {
 }
 
 fn registry(bench: &Bench, digest: &str) -> anyhow::Result<()> {
-    let registry = Registry::start()?;
+    let registry = Registry::start(&bench.cluster.namespace("registry")?)?;
     let name = format!("{}/team/app:1", registry.address);
     let pushed = bench.json(&["push", "app:1", &name])?;
     ensure!(pushed["digest"] == digest, "{pushed}");
@@ -329,7 +329,7 @@ fn a_given_time_makes_the_same_bytes() -> anyhow::Result<()> {
         Ok::<_, anyhow::Error>(outcome["digest"].clone())
     };
     let first = build()?;
-    std::thread::sleep(Duration::from_millis(1100));
+    bench.cluster.namespace("pause")?.pause(Duration::from_millis(1100));
     ensure!(build()? == first, "two builds with one time differ");
     Ok(())
 }

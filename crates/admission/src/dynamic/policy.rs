@@ -198,6 +198,35 @@ impl Binding {
     }
 }
 
+/// What the compiler says of a policy's expressions where the type of its objects (and parameters) is known: the
+/// field and the mistakes in it. Variables that do not compile are not reported: upstream does not either.
+pub fn mistakes(policy: &Value, object: &Type, params: Option<&Type>) -> Vec<(String, String)> {
+    let spec = &policy["spec"];
+    let mut env = scope::policy_env(spec["paramKind"].is_object())
+        .variable("object", object.clone())
+        .variable("oldObject", object.clone());
+    if let Some(params) = params {
+        env = env.variable("params", params.clone());
+    }
+    let mut variables = Variables::new();
+    for variable in items(spec, "variables") {
+        if let Ok(program) = scope::with_variables(&env, &variables).compile(text(variable, "expression")) {
+            variables.push((text(variable, "name").to_owned(), program));
+        }
+    }
+    let env = scope::with_variables(&env, &variables);
+    let mut found = Vec::new();
+    for (i, validation) in items(spec, "validations").iter().enumerate() {
+        for key in ["expression", "messageExpression"] {
+            let expression = text(validation, key);
+            if let (false, Err(error)) = (expression.is_empty(), env.compile(expression)) {
+                found.push((format!("spec.validations[{i}].{key}"), error.0));
+            }
+        }
+    }
+    found
+}
+
 /// Objects in the version a policy knows: converted once by the caller.
 pub type Versioned = (Option<serde_json::Map<String, Value>>, Option<serde_json::Map<String, Value>>);
 

@@ -3,6 +3,7 @@
 
 mod call;
 mod mutate;
+pub mod typecheck;
 mod validate;
 mod view;
 

@@ -16,7 +16,7 @@ use crate::wire::{Reply, Request};
 /// Exit code of containers whose end nobody saw, as with containerd.
 pub(super) const EXIT_UNKNOWN: i32 = 255;
 /// Names of the one handler there is: the default, its own, and what RuntimeClasses for containerd call theirs.
-const HANDLERS: [&str; 3] = ["", "ferry", "runc"];
+pub(super) const HANDLERS: [&str; 3] = ["", "ferry", "runc"];
 /// How long a shim may take to kill its containers and end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -7,14 +7,14 @@ use cri::{
     AttachRequest, ContainerConfig, ContainerEvent, ContainerFilter, ContainerResources, ContainerState,
     ContainerStats, ContainerStatus, Duplex, EventKind, EventStream, ExecOutput, ExecRequest,
     PodSandboxConfig, PodSandboxFilter, PodSandboxState, PodSandboxStats, PodSandboxStatus, Result,
-    RuntimeInfo, RuntimeService, StreamSession,
+    RuntimeHandler, RuntimeInfo, RuntimeService, StreamSession,
 };
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::lifecycle::CONTAINER_FILE;
-use super::sandbox::tell;
+use super::sandbox::{HANDLERS, tell};
 use super::{Container, Runtime, Sandbox, exit_info, timestamp};
 use crate::signals;
 use crate::spec::{ContainerRecord, write_json};
@@ -37,6 +37,10 @@ fn sandbox_status(sandbox: &Sandbox) -> PodSandboxStatus {
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
     }
+}
+
+fn handler(name: &str) -> RuntimeHandler {
+    RuntimeHandler { name: name.to_owned(), recursive_readonly_mounts: true, user_namespaces: false }
 }
 
 fn state_of(record: &ContainerRecord) -> ContainerState {
@@ -126,6 +130,8 @@ impl RuntimeService for Runtime {
             cgroup_v2: self.cgroups.is_v2(),
             user_namespaces: false,
             recursive_readonly_mounts: true,
+            supplemental_groups_policy: true,
+            handlers: HANDLERS.iter().map(|name| handler(name)).collect(),
         })
     }
 

@@ -40,10 +40,15 @@ fn label<'a>(slice: &'a EndpointSlice, key: &str) -> Option<&'a str> {
     slice.metadata.labels.as_ref()?.get(key).map(String::as_str)
 }
 
-fn service_key(slice: &EndpointSlice) -> Vec<String> {
-    let ours = label(slice, plan::MANAGED_BY) == Some(plan::MANAGER);
+/// Key of the Service of a slice that `manager` has made; none for those of others.
+pub(crate) fn keys(slice: &EndpointSlice, manager: &str) -> Vec<String> {
+    let ours = label(slice, plan::MANAGED_BY) == Some(manager);
     let service = label(slice, plan::SERVICE_NAME).filter(|_| ours);
     service.map(|name| format!("{}/{name}", slice.namespace())).into_iter().collect()
+}
+
+fn service_key(slice: &EndpointSlice) -> Vec<String> {
+    keys(slice, plan::MANAGER)
 }
 
 /// The selector of a Service, unless it has none: then its endpoints are somebody else's business.
@@ -146,7 +151,7 @@ impl Loop {
         let zones = if on.is_empty() { HashMap::new() } else { plan::zones(&self.nodes.store().list(), &on) };
         let existing = self.slices.store().by_index(BY_SERVICE, key);
         let plan = plan::plan(&service, &selected, &zones, &existing);
-        let outcome = self.execute(&service, plan).await;
+        let outcome = execute(&self.client, service.namespace(), plan).await;
         if let Err(error) = &outcome
             && !error.is_conflict()
         {
@@ -160,26 +165,27 @@ impl Loop {
         outcome?;
         Ok(Action::Wait)
     }
+}
 
-    async fn execute(&self, service: &Service, plan: plan::Plan) -> client::Result<()> {
-        for slice in &plan.create {
-            match self.client.create_typed(slice).await {
-                Err(error) if error.is_namespace_terminating() => return Ok(()),
-                outcome => outcome.map(drop)?,
-            }
+/// Does what a plan says in a namespace.
+pub(crate) async fn execute(client: &Client, namespace: &str, plan: plan::Plan) -> client::Result<()> {
+    for slice in &plan.create {
+        match client.create_typed(slice).await {
+            Err(error) if error.is_namespace_terminating() => return Ok(()),
+            outcome => outcome.map(drop)?,
         }
-        for slice in &plan.update {
-            self.client.update_typed(slice).await?;
-        }
-        for name in &plan.delete {
-            let params = DeleteParams::default();
-            match self.client.delete_typed::<EndpointSlice>(service.namespace(), name, &params).await {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
     }
+    for slice in &plan.update {
+        client.update_typed(slice).await?;
+    }
+    for name in &plan.delete {
+        let params = DeleteParams::default();
+        match client.delete_typed::<EndpointSlice>(namespace, name, &params).await {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Reconcile for Loop {

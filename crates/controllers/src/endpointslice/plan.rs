@@ -20,7 +20,7 @@ pub const MANAGER: &str = "endpointslice-controller.k8s.io";
 /// Label of Services without a cluster IP, passed on to slices.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Annotation that passes the time of the last change on for latency metrics.
-const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+pub(crate) const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Changes that bring the slices of a Service up to date.
@@ -137,9 +137,10 @@ pub fn is_eligible(pod: &Pod) -> bool {
 }
 
 /// Slices of one family and one list of ports.
-type Group = (&'static str, Vec<EndpointPort>);
+pub(crate) type Group = (&'static str, Vec<EndpointPort>);
 
-fn group_key(group: &Group) -> String {
+/// Equal for groups that share their slices.
+pub(crate) fn group_key(group: &Group) -> String {
     let ports = group.1.iter().map(|p| {
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
         format!("{}/{}/{}/{}", text(&p.name), p.port.unwrap_or(0), text(&p.protocol), text(&p.app_protocol))

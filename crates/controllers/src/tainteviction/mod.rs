@@ -24,6 +24,8 @@ use crate::pods;
 pub(crate) use crate::nodelifecycle::BY_NODE;
 const WORKERS: usize = 8;
 const NAME: &str = "taint-eviction-controller";
+/// The account that acts: upstream kept the one from before the loop was on its own, and so its rights.
+const ACCOUNT: &str = "node-controller";
 
 /// The row of `taint-eviction-controller`.
 pub fn descriptor() -> Descriptor {
@@ -43,8 +45,8 @@ struct Loop {
 
 fn build(context: &Context) -> Controller {
     let this = Arc::new(Loop {
-        client: context.client_of(NAME),
-        recorder: context.recorder_of(NAME),
+        client: context.client_of(ACCOUNT),
+        recorder: context.events.recorder(context.client_of(ACCOUNT), NAME, ""),
         clock: context.clock.clone(),
         nodes: context.informers.get::<Node>(),
         pods: context.informers.get::<Pod>(),

@@ -11,6 +11,7 @@ mod logs;
 mod records;
 mod runtime;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use self::cache::Cache;
 use self::records::Records;
 use crate::convert::error::{self, Call};
 
+/// Label that names the owner, so that several clusters can share a runtime.
+const OWNER_LABEL: &str = "ferry.dev/cluster";
 /// Most time for an ordinary call: upstream's `runtimeRequestTimeout`.
 const CALL_MAX: Duration = Duration::from_secs(120);
 /// Events kept for a slow listener before it is told to list anew.
@@ -41,6 +44,8 @@ pub struct Options {
     pub images: PathBuf,
     /// A directory for what the runtime does not keep.
     pub state: PathBuf,
+    /// Whose sandboxes and containers these are: others' in the same runtime are not seen.
+    pub owner: String,
 }
 
 /// The socket's path in an endpoint, `unix:///run/containerd/containerd.sock` or the bare path.
@@ -52,14 +57,6 @@ pub fn endpoint(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The sandboxes that were made by whoever keeps his state in this directory.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn sandboxes(state: &Path) -> std::io::Result<Vec<String>> {
-    Ok(Records::open(state)?.ids())
-}
-
 /// A runtime behind a socket.
 #[derive(Debug)]
 pub struct Remote {
@@ -67,6 +64,7 @@ pub struct Remote {
     images: ImageServiceClient<Channel>,
     records: Records,
     cache: Cache,
+    owner: String,
     events: broadcast::Sender<ContainerEvent>,
 }
 
@@ -86,11 +84,24 @@ impl Remote {
             images: ImageServiceClient::new(images).max_decoding_message_size(rpc::MESSAGE_BYTES_MAX),
             records: Records::open(&options.state)?,
             cache: Cache::default(),
+            owner: options.owner.clone(),
             events: broadcast::channel(EVENTS_MAX).0,
         });
         tokio::spawn(events::follow(Arc::downgrade(&remote)));
         tokio::spawn(logs::rotate(Arc::downgrade(&remote)));
         Ok(remote)
+    }
+}
+
+impl Remote {
+    /// Ids of all sandboxes that were recorded: those that may be there while the runtime is not.
+    pub fn recorded(&self) -> Vec<String> {
+        self.records.ids()
+    }
+
+    /// Marks as the owner's, or selects those that are.
+    fn own(&self, labels: &mut BTreeMap<String, String>) {
+        labels.insert(OWNER_LABEL.to_owned(), self.owner.clone());
     }
 }
 

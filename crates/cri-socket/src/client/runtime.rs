@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use cri::{
     AttachRequest, ContainerConfig, ContainerFilter, ContainerResources, ContainerState, ContainerStats,
     ContainerStatus, Duplex, EventKind, EventStream, ExecOutput, ExecRequest, PodSandboxConfig,
-    PodSandboxFilter, PodSandboxStats, PodSandboxStatus, Result, RuntimeInfo, RuntimeService, StreamSession,
+    PodSandboxFilter, PodSandboxStats, PodSandboxStatus, Result, RuntimeHandler, RuntimeInfo, RuntimeService,
+    StreamSession,
 };
 use futures_util::future::{BoxFuture, try_join_all};
 use rpc::cri as pb;
@@ -20,6 +21,11 @@ use crate::convert::{container, sandbox, stats};
 
 /// Making a sandbox includes its network and, on a slow day, pulling the runtime's own pause image.
 const SANDBOX_MAX: Duration = Duration::from_secs(240);
+
+/// How often the removal of a sandbox is tried again: containerd refuses while a container of it is starting.
+const REMOVALS_MAX: u32 = 20;
+/// Between two such attempts.
+const REMOVAL_RETRY: Duration = Duration::from_millis(250);
 
 /// Whole seconds, rounded up: the protocol knows no parts.
 fn seconds(time: Duration) -> i64 {
@@ -34,21 +40,38 @@ fn recorded(outcome: std::io::Result<()>) {
     }
 }
 
+fn handler_from(told: &pb::RuntimeHandler) -> RuntimeHandler {
+    let features = told.features.unwrap_or_default();
+    RuntimeHandler {
+        name: told.name.clone(),
+        recursive_readonly_mounts: features.recursive_read_only_mounts,
+        user_namespaces: features.user_namespaces,
+    }
+}
+
 impl Remote {
     async fn list_items(&self, filter: &ContainerFilter) -> Result<Vec<pb::Container>> {
-        let message = pb::ListContainersRequest { filter: Some(container::filter_to(filter)) };
+        let mut filter = container::filter_to(filter);
+        self.own(&mut filter.label_selector);
+        let message = pb::ListContainersRequest { filter: Some(filter) };
         let call = async { self.runtime.clone().list_containers(message).await };
         Ok(answer(CALL_MAX, Call::Other, call).await?.containers)
     }
 
     /// The states of all sandboxes and containers, for whoever compares them.
     pub(super) async fn survey(&self) -> Result<(Vec<pb::PodSandbox>, Vec<pb::Container>)> {
-        let sandboxes =
-            async { self.runtime.clone().list_pod_sandbox(pb::ListPodSandboxRequest::default()).await };
+        let every = self.own_sandboxes(&PodSandboxFilter::default());
+        let sandboxes = async { self.runtime.clone().list_pod_sandbox(every).await };
         let all = ContainerFilter::default();
         let (sandboxes, containers) =
             tokio::try_join!(answer(CALL_MAX, Call::Other, sandboxes), self.list_items(&all))?;
         Ok((sandboxes.items, containers))
+    }
+
+    fn own_sandboxes(&self, filter: &PodSandboxFilter) -> pb::ListPodSandboxRequest {
+        let mut filter = sandbox::filter_to(filter);
+        self.own(&mut filter.label_selector);
+        pb::ListPodSandboxRequest { filter: Some(filter) }
     }
 
     async fn sandbox_of(&self, id: &str) -> Result<String> {
@@ -137,14 +160,22 @@ impl RuntimeService for Remote {
             cgroup_v2: super::exists(Path::new("/sys/fs/cgroup/cgroup.controllers")),
             user_namespaces: features.user_namespaces,
             recursive_readonly_mounts: features.recursive_read_only_mounts,
+            supplemental_groups_policy: answered.features.is_some_and(|f| f.supplemental_groups_policy),
+            handlers: answered.runtime_handlers.iter().map(handler_from).collect(),
         })
     }
 
-    async fn run_pod_sandbox(&self, config: PodSandboxConfig) -> Result<String> {
+    async fn run_pod_sandbox(&self, mut config: PodSandboxConfig) -> Result<String> {
+        self.own(&mut config.labels);
         if !config.log_directory.as_os_str().is_empty() {
             // The kubelet's part with any runtime.
             std::fs::create_dir_all(&config.log_directory)
                 .map_err(|error| cri::Error::io("create the pod's log directory", error))?;
+        }
+        if !config.security.namespaces.host_users {
+            // Runtimes that know nothing of them would run the pod as the node's root.
+            let message = "user namespaces are not supported with a container runtime behind a socket".into();
+            return Err(cri::Error::Unsupported { message });
         }
         let message = pb::RunPodSandboxRequest {
             config: Some(sandbox::config_to(&config)),
@@ -173,18 +204,24 @@ impl RuntimeService for Remote {
 
     async fn remove_pod_sandbox(&self, id: &str) -> Result<()> {
         self.stop_pod_sandbox(id).await?;
-        let message = pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let call = async { self.runtime.clone().remove_pod_sandbox(message).await };
-        match answer(SANDBOX_MAX, Call::Sandbox(id), call).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => {
-                let uid = self.cache.uid_of(id).unwrap_or_default();
-                self.cache.forget_sandbox(id);
-                recorded(self.records.sandbox_gone(id));
-                self.tell_sandbox(id, &uid, EventKind::SandboxDeleted);
-                Ok(())
+        let mut attempt = 0;
+        loop {
+            let message = pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+            let call = async { self.runtime.clone().remove_pod_sandbox(message).await };
+            match answer(SANDBOX_MAX, Call::Sandbox(id), call).await {
+                Err(error) if error.is_not_found() => break,
+                Err(error) if attempt == REMOVALS_MAX => return Err(error),
+                Err(error) => tracing::debug!(sandbox = id, %error, "not yet removed"),
+                Ok(_) => break,
             }
+            attempt += 1;
+            tokio::time::sleep(REMOVAL_RETRY).await;
         }
+        let uid = self.cache.uid_of(id).unwrap_or_default();
+        self.cache.forget_sandbox(id);
+        recorded(self.records.sandbox_gone(id));
+        self.tell_sandbox(id, &uid, EventKind::SandboxDeleted);
+        Ok(())
     }
 
     async fn pod_sandbox_status(&self, id: &str) -> Result<PodSandboxStatus> {
@@ -192,7 +229,7 @@ impl RuntimeService for Remote {
     }
 
     async fn list_pod_sandboxes(&self, filter: &PodSandboxFilter) -> Result<Vec<PodSandboxStatus>> {
-        let message = pb::ListPodSandboxRequest { filter: Some(sandbox::filter_to(filter)) };
+        let message = self.own_sandboxes(filter);
         let call = async { self.runtime.clone().list_pod_sandbox(message).await };
         let items = answer(CALL_MAX, Call::Other, call).await?.items;
         let statuses = try_join_all(items.into_iter().map(|item| self.listed_sandbox(item))).await?;
@@ -206,7 +243,8 @@ impl RuntimeService for Remote {
         Ok(stats::sandbox_from(told))
     }
 
-    async fn create_container(&self, sandbox_id: &str, config: ContainerConfig) -> Result<String> {
+    async fn create_container(&self, sandbox_id: &str, mut config: ContainerConfig) -> Result<String> {
+        self.own(&mut config.labels);
         let of = self.records.sandbox(sandbox_id);
         let of = of.ok_or_else(|| cri::Error::SandboxNotFound { id: sandbox_id.to_owned() })?;
         let log = of.log_directory.join(&config.log_path);
@@ -290,11 +328,12 @@ impl RuntimeService for Remote {
     }
 
     async fn list_container_stats(&self, filter: &ContainerFilter) -> Result<Vec<ContainerStats>> {
-        let message = pb::ContainerStatsFilter {
+        let mut message = pb::ContainerStatsFilter {
             id: filter.id.clone().unwrap_or_default(),
             pod_sandbox_id: filter.sandbox_id.clone().unwrap_or_default(),
             label_selector: filter.labels.clone(),
         };
+        self.own(&mut message.label_selector);
         let running = ContainerFilter { state: Some(ContainerState::Running), ..filter.clone() };
         let (told, running) = tokio::try_join!(self.stats_items(message), self.list_items(&running))?;
         let sandbox = |id: &str| running.iter().find(|item| item.id == id).map(|item| &item.pod_sandbox_id);

@@ -454,16 +454,18 @@ impl RuntimeService for Server {
             reason: if status { String::new() } else { reason.into() },
             message: if status { String::new() } else { about.message.clone() },
         };
-        let features = pb::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: about.recursive_readonly_mounts,
-            user_namespaces: about.user_namespaces,
+        let handler = |of: &cri::RuntimeHandler| pb::RuntimeHandler {
+            name: of.name.clone(),
+            features: Some(pb::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: of.recursive_readonly_mounts,
+                user_namespaces: of.user_namespaces,
+            }),
         };
-        let handlers = ["", "ferry", "runc"];
-        let handler = |name: &&str| pb::RuntimeHandler { name: (*name).into(), features: Some(features) };
+        let supplemental_groups_policy = about.supplemental_groups_policy;
         ok(pb::StatusResponse {
             info: if request.into_inner().verbose { info::runtime(&about) } else { Default::default() },
-            runtime_handlers: handlers.iter().map(handler).collect(),
-            features: Some(pb::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            runtime_handlers: about.handlers.iter().map(handler).collect(),
+            features: Some(pb::RuntimeFeatures { supplemental_groups_policy, ..Default::default() }),
             status: Some(pb::RuntimeStatus {
                 conditions: vec![
                     condition("RuntimeReady", about.runtime_ready, "RuntimeNotReady"),

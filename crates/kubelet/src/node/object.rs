@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use api::k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
 use api::prelude::*;
 use jiff::Timestamp;
@@ -39,6 +40,19 @@ pub fn quantities(amounts: &Amounts) -> BTreeMap<String, Quantity> {
         _ => value.to_string(),
     };
     amounts.iter().map(|(name, value)| (name.clone(), Quantity(text(name, *value)))).collect()
+}
+
+/// Resources that others than the machine gave to the node, as somebody patched them into its capacity: all
+/// of each may be used. `None` where one was taken away again and must go.
+pub fn extended(status: &NodeStatus, own: &Amounts) -> BTreeMap<String, Option<Quantity>> {
+    let foreign = |map: &Option<BTreeMap<String, Quantity>>| -> BTreeMap<String, Option<Quantity>> {
+        let entries = map.iter().flatten().filter(|(name, _)| !own.contains_key(*name));
+        entries.map(|(name, value)| (name.clone(), Some(value.clone()))).collect()
+    };
+    let mut out = foreign(&status.allocatable);
+    out.values_mut().for_each(|value| *value = None);
+    out.extend(foreign(&status.capacity));
+    out
 }
 
 /// Why the node is not ready, if it is not.
@@ -118,6 +132,8 @@ pub struct Inputs<'a> {
     pub images: &'a [cri::Image],
     /// Pressure.
     pub pressure: Pressure,
+    /// What the runtime has said of itself.
+    pub runtime: &'a cri::RuntimeInfo,
     /// Why it is not ready.
     pub not_ready: NotReady<'a>,
     /// Devices of plugins: capacity and allocatable amounts.
@@ -153,8 +169,23 @@ pub fn status(inputs: &Inputs<'_>) -> NodeStatus {
         }),
         images: Some(images(inputs.images)).filter(|images| !images.is_empty()),
         node_info: Some(inputs.machine.info.clone()),
+        runtime_handlers: Some(handlers(inputs.runtime)).filter(|handlers| !handlers.is_empty()),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(inputs.runtime.supplemental_groups_policy),
+        }),
         ..NodeStatus::default()
     }
+}
+
+fn handlers(runtime: &cri::RuntimeInfo) -> Vec<NodeRuntimeHandler> {
+    let one = |handler: &cri::RuntimeHandler| NodeRuntimeHandler {
+        name: Some(handler.name.clone()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(handler.recursive_readonly_mounts),
+            user_namespaces: Some(handler.user_namespaces),
+        }),
+    };
+    runtime.handlers.iter().map(one).collect()
 }
 
 /// The largest images.
@@ -215,6 +246,22 @@ pub fn transitions(old: &[NodeCondition], new: &[NodeCondition]) -> Vec<&'static
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_of_others_follow_their_capacity() {
+        let amounts = |pairs: &[(&str, &str)]| {
+            Some(pairs.iter().map(|(n, v)| ((*n).to_owned(), Quantity((*v).to_owned()))).collect())
+        };
+        let status = NodeStatus {
+            capacity: amounts(&[("cpu", "2"), ("a.io/new", "5"), ("a.io/more", "3")]),
+            allocatable: amounts(&[("cpu", "1"), ("a.io/more", "2"), ("a.io/gone", "4")]),
+            ..NodeStatus::default()
+        };
+        let found = extended(&status, &Amounts::from([("cpu".into(), 2000)]));
+        let value = |v: &str| Some(Quantity(v.into()));
+        let expect = [("a.io/gone", None), ("a.io/more", value("3")), ("a.io/new", value("5"))];
+        assert_eq!(found, expect.map(|(n, v)| (n.to_owned(), v)).into());
+    }
 
     #[test]
     fn conditions_and_events() {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::k8s_openapi::api::core::v1::NodeCondition;
+use api::k8s_openapi::api::core::v1::{NodeCondition, NodeStatus};
 use api::prelude::*;
 use client::Patch;
 use jiff::Timestamp;
-use reconcile::EventType;
-use serde_json::json;
+use reconcile::{Event, EventType};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::object::{self, Inputs};
 use crate::agent::Agent;
@@ -26,6 +27,16 @@ const RETRY_MAX: Duration = Duration::from_secs(7);
 pub async fn keep(agent: Arc<Agent>, port: u16, registered: tokio::sync::oneshot::Sender<()>) {
     let mut registered = Some(registered);
     let mut failures = 0;
+    let patched = Arc::new(Notify::new());
+    let notify = patched.clone();
+    agent.node.on_event(move |event| {
+        let capacity = |node: &Node| node.status.as_ref().and_then(|status| status.capacity.clone());
+        if let Event::Updated { old, new } = event
+            && capacity(old) != capacity(new)
+        {
+            notify.notify_one();
+        }
+    });
     let mut reported: Option<(Vec<NodeCondition>, String, Timestamp)> = None;
     loop {
         let wait = match report(&agent, port, &mut reported).await {
@@ -42,11 +53,22 @@ pub async fn keep(agent: Arc<Agent>, port: u16, registered: tokio::sync::oneshot
                 stdx::Backoff { initial: RETRY, max: RETRY_MAX }.delay(failures)
             }
         };
+        // Somebody may have given the node something, or it has come under pressure.
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = agent.changed.notified() => {}
+            () = patched.notified() => {}
         }
     }
+}
+
+/// The patch that makes `status` the node's, without the resources that are `gone`.
+fn patch_of(status: &NodeStatus, gone: &[String]) -> Patch {
+    let mut patch = json!({"status": status});
+    for name in gone {
+        patch["status"]["allocatable"][name] = Value::Null;
+    }
+    Patch::Strategic(patch)
 }
 
 async fn report(
@@ -63,12 +85,22 @@ async fn report(
         machine: &agent.machine,
         images: &images,
         pressure: agent.pressure(),
+        runtime: &agent.runtime_info,
         not_ready: not_ready.as_deref(),
         devices: &agent.devices.amounts(),
         port,
         old: &old,
         now,
     });
+    let name = &agent.config.node_name;
+    let own = agent.node.store().get(name).and_then(|node| node.status.clone()).unwrap_or_default();
+    let mut gone = Vec::new();
+    for (resource, value) in object::extended(&own, &agent.machine.capacity(&agent.config)) {
+        match (value, &mut status.allocatable) {
+            (Some(value), Some(allocatable)) => drop(allocatable.insert(resource, value)),
+            _ => gone.push(resource),
+        }
+    }
     // Heartbeats alone are no news: the lease is for that.
     let mut essence = status.clone();
     for condition in essence.conditions.iter_mut().flatten() {
@@ -77,11 +109,11 @@ async fn report(
     let essence = serde_json::to_string(&essence).unwrap_or_default();
     if let Some((_, before, at)) = reported
         && *before == essence
+        && gone.is_empty()
         && now.as_second() - at.as_second() < REPORT_SECONDS
     {
         return Ok(());
     }
-    let name = &agent.config.node_name;
     if reported.is_none() {
         let existing = agent.client.get_typed::<Node>("", name).await;
         match existing {
@@ -92,22 +124,17 @@ async fn report(
                 let labels = object::labels(&agent.config);
                 let patch = Patch::Strategic(json!({"metadata": {"labels": labels}}));
                 agent.client.patch(&Node::GVR, "", name, "", &patch).await?;
-                agent
-                    .client
-                    .patch(&Node::GVR, "", name, "status", &Patch::Strategic(json!({"status": status})))
-                    .await?;
+                agent.client.patch(&Node::GVR, "", name, "status", &patch_of(&status, &gone)).await?;
             }
             Err(error) if error.is_not_found() => {
                 agent.client.create_typed(&object::node(&agent.config, status.clone())).await?;
                 // A server may leave the status out of what it creates.
-                let patch = Patch::Strategic(json!({"status": status}));
-                agent.client.patch(&Node::GVR, "", name, "status", &patch).await?;
+                agent.client.patch(&Node::GVR, "", name, "status", &patch_of(&status, &[])).await?;
             }
             Err(error) => return Err(error),
         }
     } else {
-        let patch = Patch::Strategic(json!({"status": status}));
-        agent.client.patch(&Node::GVR, "", name, "status", &patch).await?;
+        agent.client.patch(&Node::GVR, "", name, "status", &patch_of(&status, &gone)).await?;
     }
     let conditions = status.conditions.unwrap_or_default();
     for reason in object::transitions(&old, &conditions) {

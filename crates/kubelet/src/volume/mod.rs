@@ -20,6 +20,7 @@ use stdx::Clock;
 use self::atomic::{File, Payload};
 use self::payload::{DEFAULT_MODE, config_map_data, of_data, of_downward, secret_data};
 use self::token::Tokens;
+use crate::csi::volume::{CsiVolumes, Ready};
 use crate::env::Facts;
 use crate::references::References;
 use crate::resources;
@@ -67,6 +68,8 @@ pub struct Volumes {
     client: Client,
     references: Arc<References>,
     tokens: Tokens,
+    /// Volumes of drivers.
+    pub csi: CsiVolumes,
     clock: Arc<dyn Clock>,
 }
 
@@ -81,8 +84,8 @@ struct Job<'a> {
 
 impl Volumes {
     /// A maker of volumes.
-    pub fn new(client: Client, references: Arc<References>, clock: Arc<dyn Clock>) -> Self {
-        Volumes { tokens: Tokens::new(client.clone(), clock.clone()), client, references, clock }
+    pub fn new(client: Client, references: Arc<References>, clock: Arc<dyn Clock>, csi: CsiVolumes) -> Self {
+        Volumes { csi, tokens: Tokens::new(client.clone(), clock.clone()), client, references, clock }
     }
 
     /// Makes every volume of a pod, or brings it up to date.
@@ -100,6 +103,11 @@ impl Volumes {
             };
         }
         Ok(mounted)
+    }
+
+    /// Has drivers take away what they published for a pod: before anything else of it goes.
+    pub async fn unpublish(&self, dirs: &PodDirs) -> Result<(), String> {
+        self.csi.tear_down(dirs).await
     }
 
     /// Takes away what was made for a pod. Blocks.
@@ -151,10 +159,23 @@ impl Job<'_> {
             return Ok(Source::Image { reference, policy });
         }
         if let Some(source) = &volume.persistent_volume_claim {
-            return self.claim(name, &source.claim_name).await;
+            return self.claim(name, &source.claim_name, source.read_only == Some(true)).await;
         }
         if volume.ephemeral.is_some() {
-            return self.claim(name, &format!("{}-{name}", self.pod.name())).await;
+            return self.claim(name, &format!("{}-{name}", self.pod.name()), false).await;
+        }
+        if let Some(source) = &volume.csi {
+            let volumes = self.volumes;
+            let ready =
+                volumes.csi.set_up_ephemeral(self.pod, self.dirs, name, source, &volumes.tokens).await?;
+            return Ok(self.ready(ready));
+        }
+        if volume.nfs.is_some()
+            || volume.iscsi.is_some()
+            || volume.fc.is_some()
+            || volume.flex_volume.is_some()
+        {
+            return Err(format!("no volume plugin matched for volume {name:?}"));
         }
         // No source at all is an emptyDir (the API's default).
         let empty = volume.empty_dir.clone().unwrap_or_default();
@@ -271,8 +292,15 @@ impl Job<'_> {
         Err("this kind of projected source is not supported on this node".into())
     }
 
+    fn ready(&mut self, ready: Ready) -> Source {
+        if let Some(at) = ready.refresh_at {
+            self.refresh_at = Some(self.refresh_at.map_or(at, |before| before.min(at)));
+        }
+        Source::Path(ready.path)
+    }
+
     /// A claim: bound to a volume that lies on this node.
-    async fn claim(&self, volume: &str, claim: &str) -> Result<Source, String> {
+    async fn claim(&mut self, volume: &str, claim: &str, read_only: bool) -> Result<Source, String> {
         let client = &self.volumes.client;
         let found = client.get_typed::<PersistentVolumeClaim>(self.pod.namespace(), claim).await;
         let found = found.map_err(message)?;
@@ -280,6 +308,14 @@ impl Job<'_> {
         let name = found.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|_| bound);
         let Some(name) = name else { return Err(format!("persistentvolumeclaim {claim:?} is not bound")) };
         let persistent = client.get_typed::<PersistentVolume>("", &name).await.map_err(message)?;
+        if persistent.spec.as_ref().is_some_and(|spec| spec.csi.is_some()) {
+            let volumes = self.volumes;
+            let ready = volumes
+                .csi
+                .set_up(self.pod, self.dirs, &persistent, &found, read_only, &volumes.tokens)
+                .await?;
+            return Ok(self.ready(ready));
+        }
         let source = persistent.spec.unwrap_or_default();
         let path = if let Some(source) = source.host_path {
             mount::host_path(source.path.as_ref(), source.type_.as_deref().unwrap_or_default())?;

@@ -20,6 +20,8 @@ const REFRESH_SECONDS_MAX: i64 = 24 * 3600;
 pub struct Token {
     /// The token.
     pub text: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
     /// When to ask for the next.
     pub refresh_at: Timestamp,
 }
@@ -75,7 +77,8 @@ impl Tokens {
         let expires = answer["status"]["expirationTimestamp"].as_str().and_then(|text| text.parse().ok());
         // A token that is extended for old clients is renewed as if it had the life that was asked for.
         let asked = Timestamp::from_second(now.as_second() + seconds).unwrap_or(now);
-        let token = Token { text, refresh_at: refresh_at(now, expires.unwrap_or(asked).min(asked)) };
+        let expires = expires.unwrap_or(asked);
+        let token = Token { text, expires_at: expires, refresh_at: refresh_at(now, expires.min(asked)) };
         self.cache.lock().insert(key, token.clone());
         Ok(token)
     }

@@ -155,6 +155,10 @@ impl Worker {
                 return false;
             }
         }
+        if let Err(error) = agent.volumes.unpublish(&self.dirs).await {
+            agent.recorder.warning(&**pod, "FailedUnmount", error);
+            return false;
+        }
         // Last words lie in the pod's directory: they have been read by now.
         let (dirs, uid) = (self.dirs.clone(), pod.uid().to_owned());
         let torn = tokio::task::spawn_blocking(move || agent.volumes.tear_down(&uid, &dirs)).await;

@@ -536,7 +536,7 @@ impl Worker {
             let inputs = Inputs {
                 observed,
                 memories: &memories,
-                runtime: &agent.runtime_name,
+                runtime: &agent.runtime_info,
                 host_ips: agent.host_ips(),
                 verdict: self.verdict.as_ref(),
                 terminated,

@@ -161,6 +161,7 @@ impl Job {
             log_rotation: agent.config.log_rotation,
             swap: agent.swap,
             cpus: cpus.clone(),
+            recursive_readonly: agent.runtime_info.recursive_readonly_mounts,
         });
         let mut config = config.map_err(config_error)?;
         agent.devices.fit(self.pod.uid(), &mut config);

@@ -113,8 +113,7 @@ impl RuntimeService for FakeRuntime {
             network_ready: true,
             message: String::new(),
             cgroup_v2: true,
-            user_namespaces: false,
-            recursive_readonly_mounts: false,
+            ..RuntimeInfo::default()
         })
     }
     async fn run_pod_sandbox(&self, config: PodSandboxConfig) -> Result<String> {

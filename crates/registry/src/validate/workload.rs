@@ -162,10 +162,29 @@ pub fn daemon_set(object: &Object) -> Vec<FieldError> {
     errors
 }
 
+/// The spec with a volume for every claim template: that is what mounts find in the pods.
+fn with_claims(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let claims = spec["volumeClaimTemplates"].as_array().cloned().unwrap_or_default();
+    let Some(pod) = spec.pointer_mut("/template/spec").and_then(Value::as_object_mut) else { return spec };
+    let volumes = pod.entry("volumes").or_insert_with(|| Value::Array(Vec::new()));
+    if volumes.is_null() {
+        *volumes = Value::Array(Vec::new());
+    }
+    let Some(volumes) = volumes.as_array_mut() else { return spec };
+    for claim in &claims {
+        let name = &claim["metadata"]["name"];
+        if name.is_string() && !volumes.iter().any(|volume| volume["name"] == *name) {
+            volumes.push(serde_json::json!({"name": name, "emptyDir": {}}));
+        }
+    }
+    spec
+}
+
 /// StatefulSet.
 pub fn stateful_set(object: &Object) -> Vec<FieldError> {
     let spec = spec(object);
-    let mut errors = selector_and_template(spec, "spec", "statefulset", ALWAYS);
+    let mut errors = selector_and_template(&with_claims(spec), "spec", "statefulset", ALWAYS);
     for field in ["replicas", "minReadySeconds"] {
         errors.extend(not_negative(&spec[field], &format!("spec.{field}")));
     }

@@ -11,17 +11,21 @@ pub mod node_unschedulable;
 pub mod scheduling_gates;
 pub mod taint_toleration;
 pub mod topology_spread;
+pub mod volume_binding;
+pub mod volume_restrictions;
 
 use crate::framework::Plugin;
 
 /// The plugins in the order in which they filter: cheap ones first.
-pub static PLUGINS: [Plugin; 10] = [
+pub static PLUGINS: [Plugin; 12] = [
     node_unschedulable::PLUGIN,
     node_name::PLUGIN,
     taint_toleration::PLUGIN,
     node_affinity::PLUGIN,
     node_ports::PLUGIN,
     node_resources_fit::PLUGIN,
+    volume_restrictions::PLUGIN,
+    volume_binding::PLUGIN,
     topology_spread::PLUGIN,
     inter_pod_affinity::PLUGIN,
     balanced_allocation::PLUGIN,

@@ -1,0 +1,121 @@
+//! What the scheduler knows of storage: claims, volumes, classes, and what it has decided about them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use api::prelude::*;
+
+/// What is to happen to a pod's claims before it is bound to its node.
+#[derive(Debug, Clone, Default)]
+pub struct Work {
+    /// Volumes to be promised to claims.
+    pub bind: Vec<(Arc<PersistentVolume>, Arc<PersistentVolumeClaim>)>,
+    /// Claims whose volumes are to be made for the node.
+    pub provision: Vec<Arc<PersistentVolumeClaim>>,
+}
+
+impl Work {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.bind.is_empty() && self.provision.is_empty()
+    }
+}
+
+/// A piece of news.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A claim as it is now.
+    Claim(Arc<PersistentVolumeClaim>),
+    /// A claim is gone.
+    ClaimGone(String),
+    /// A volume as it is now.
+    Volume(Arc<PersistentVolume>),
+    /// A volume is gone.
+    VolumeGone(String),
+    /// A class as it is now.
+    Class(Arc<StorageClass>),
+    /// A class is gone.
+    ClassGone(String),
+}
+
+impl Change {
+    /// Key of the one claim that the news is about.
+    pub fn claim(&self) -> Option<String> {
+        match self {
+            Change::Claim(claim) => Some(claim.key()),
+            Change::ClaimGone(key) => Some(key.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// The picture.
+#[derive(Debug, Default)]
+pub struct Storage {
+    /// Claims by key.
+    pub claims: HashMap<String, Arc<PersistentVolumeClaim>>,
+    /// Volumes by name.
+    pub volumes: HashMap<String, Arc<PersistentVolume>>,
+    /// Classes by name.
+    pub classes: HashMap<String, Arc<StorageClass>>,
+    /// Volumes that pods in work have been promised, by the pod's uid.
+    assumed: HashMap<String, HashSet<String>>,
+}
+
+impl Storage {
+    /// Takes news in. True if they may help a pod that waits.
+    pub fn take_in(&mut self, change: Change) -> bool {
+        match change {
+            Change::Claim(claim) => {
+                let old = self.claims.insert(claim.key(), claim.clone());
+                old.is_none_or(|old| {
+                    old.spec != claim.spec || old.metadata.annotations != claim.metadata.annotations
+                })
+            }
+            Change::ClaimGone(key) => {
+                self.claims.remove(&key);
+                false
+            }
+            Change::Volume(volume) => {
+                let old = self.volumes.insert(volume.name().to_owned(), volume.clone());
+                old.is_none_or(|old| old.spec != volume.spec || old.status != volume.status)
+            }
+            Change::VolumeGone(name) => {
+                self.volumes.remove(&name);
+                false
+            }
+            Change::Class(class) => {
+                self.classes.insert(class.name().to_owned(), class);
+                true
+            }
+            Change::ClassGone(name) => {
+                self.classes.remove(&name);
+                false
+            }
+        }
+    }
+
+    /// The class of a claim.
+    pub fn class_of(&self, claim: &PersistentVolumeClaim) -> Option<&Arc<StorageClass>> {
+        self.classes.get(claim.spec.as_ref()?.storage_class_name.as_deref()?)
+    }
+
+    /// Promises the volumes of a pod's work to it.
+    pub fn assume(&mut self, pod: &str, work: &Work) {
+        if !work.bind.is_empty() {
+            let names = work.bind.iter().map(|(volume, _)| volume.name().to_owned()).collect();
+            self.assumed.insert(pod.to_owned(), names);
+        }
+    }
+
+    /// A pod's work is done, or has failed.
+    pub fn settle(&mut self, pod: &str) {
+        self.assumed.remove(pod);
+    }
+
+    /// Volumes promised to other pods than this one.
+    pub fn taken_from(&self, pod: &str) -> HashSet<String> {
+        let others = self.assumed.iter().filter(|(uid, _)| *uid != pod);
+        others.flat_map(|(_, names)| names.iter().cloned()).collect()
+    }
+}
