@@ -131,6 +131,8 @@ impl CrashBackoff {
 pub struct Memory {
     /// Something is being done to it: pulled and started, or stopped.
     pub busy: bool,
+    /// That has ended, but perhaps after the runtime was last looked at: what was seen may be what was before.
+    pub unseen: bool,
     /// Why it does not run, when it has not come to run.
     pub waiting: Option<Waiting>,
     /// When to try again after a failure that left no container behind.
@@ -143,6 +145,20 @@ pub struct Memory {
     pub messages: HashMap<String, String>,
     /// Container that finished when back-off was last announced, so that it is announced once per exit.
     pub announced: Option<String>,
+}
+
+impl Memory {
+    /// What is being done to the container has ended.
+    pub fn ended(&mut self) {
+        self.busy = false;
+        self.unseen = true;
+    }
+
+    /// Whether what was seen of the container may have been overtaken by what is being done to it. The end of that
+    /// wakes the worker, which then looks anew.
+    pub fn in_flight(&self) -> bool {
+        self.busy || self.unseen
+    }
 }
 
 /// Memories by container name.

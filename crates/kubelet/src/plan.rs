@@ -110,7 +110,7 @@ fn wants_start(pod: &Pod, container: &Container, role: Role, observed: &Observed
 
 /// Whether all regular containers of a pod have ended for good, or its initialisation has.
 pub fn is_finished(pod: &Pod, observed: &Observed, memories: &Memories) -> bool {
-    let busy = memories.values().any(|memory| memory.busy);
+    let busy = memories.values().any(Memory::in_flight);
     if busy {
         return false;
     }
@@ -177,7 +177,7 @@ pub fn plan(pod: &Pod, observed: &Observed, memories: &Memories, now: Timestamp)
 /// There is no sandbox that is up: end what runs in old ones and, if something is left to run, make a new one.
 fn replace_sandbox(pod: &Pod, observed: &Observed, memories: &Memories) -> Plan {
     let mut plan = Plan::default();
-    if memories.values().any(|memory| memory.busy) {
+    if memories.values().any(Memory::in_flight) {
         return plan;
     }
     for container in observed.running() {
@@ -253,7 +253,7 @@ impl Scheduler<'_> {
             return;
         };
         let memory = self.memory(&container.name);
-        if memory.is_some_and(|memory| memory.busy) {
+        if memory.is_some_and(Memory::in_flight) {
             return;
         }
         let failed =
@@ -271,7 +271,7 @@ impl Scheduler<'_> {
     /// Starts a container unless it is being started, or has to wait.
     fn start(&mut self, role: Role, container: &Container) {
         let memory = self.memory(&container.name).cloned().unwrap_or_default();
-        if memory.busy {
+        if memory.in_flight() {
             return;
         }
         if let Some(at) = memory.retry_at
@@ -395,6 +395,22 @@ pub(crate) mod tests {
         assert_eq!(plan(&pod, &Observed::default(), &none, at(0)).create_sandbox, Some(0));
         let up = observe(vec![sandbox("s", 0, true)], vec![]);
         assert_eq!(starts(&plan(&pod, &up, &none, at(0))), [("a", 0), ("b", 0)]);
+    }
+
+    #[test]
+    fn a_start_that_ended_after_the_look_is_not_repeated() {
+        let pod = pod("Always", json!([]), &["a"]);
+        // Seen before it was created, and as if it had ended; it runs by now.
+        for containers in [vec![], vec![container("a", "s", 0, Some(1))]] {
+            let stale = observe(vec![sandbox("s", 0, true)], containers);
+            let mut memory = Memory { busy: true, ..Memory::default() };
+            memory.ended();
+            let mut memories = Memories::from([("a".to_owned(), memory)]);
+            let held = plan(&pod, &stale, &memories, at(11));
+            assert!(held.start.is_empty() && !held.finished);
+            memories.values_mut().for_each(|memory| memory.unseen = false);
+            assert_eq!(plan(&pod, &stale, &memories, at(11)).start.len(), 1);
+        }
     }
 
     #[test]

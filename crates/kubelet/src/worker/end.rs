@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{Next, RETRY, Worker};
 use crate::agent::Desired;
-use crate::observed::Observed;
+use crate::observed::{Memory, Observed};
 use crate::spec::{self, Role};
 
 /// How a pod is being ended.
@@ -111,7 +111,7 @@ impl Worker {
         let remaining = (ending.grace - elapsed).max(1);
         let running: Vec<_> = observed.running().collect();
         let busy = |worker: &Worker, name: &str| {
-            worker.context.memories.lock().get(name).is_some_and(|memory| memory.busy)
+            worker.context.memories.lock().get(name).is_some_and(Memory::in_flight)
         };
         let mut others =
             running.iter().filter(|container| Self::role(pod, &container.name) != Role::Sidecar).peekable();
@@ -133,7 +133,7 @@ impl Worker {
             }
             return false;
         }
-        !self.context.memories.lock().values().any(|memory| memory.busy)
+        !self.context.memories.lock().values().any(Memory::in_flight)
     }
 
     fn abort_ops(&mut self) {

@@ -235,6 +235,8 @@ impl Worker {
 
     /// Lists what the runtime has of the pod.
     async fn observe(&self, pod: &Pod) -> cri::Result<Observed> {
+        // What has ended by now is in what is seen next.
+        self.context.memories.lock().values_mut().for_each(|memory| memory.unseen = false);
         let labels = std::collections::BTreeMap::from([(mark::POD_UID.to_owned(), pod.uid().to_owned())]);
         let runtime = &self.context.agent.runtime;
         let sandboxes = PodSandboxFilter { labels: labels.clone(), ..PodSandboxFilter::default() };

@@ -98,7 +98,7 @@ impl Job {
         {
             let mut memories = self.context.memories.lock();
             let memory = memories.entry(self.start.name.clone()).or_default();
-            memory.busy = false;
+            memory.ended();
             match outcome {
                 Ok(()) => {
                     memory.waiting = None;

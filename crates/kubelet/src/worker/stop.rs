@@ -33,7 +33,7 @@ impl Worker {
         let task = tokio::spawn(async move {
             stop(&context, &pod, &name, &id, grace).await;
             if let Some(memory) = context.memories.lock().get_mut(&name) {
-                memory.busy = false;
+                memory.ended();
             }
             context.kick.notify_one();
         });
