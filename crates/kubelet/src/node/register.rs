@@ -80,6 +80,7 @@ async fn report(
     let not_ready = not_ready(agent).await;
     let images = agent.images.service().list().await.unwrap_or_default();
     let old = reported.as_ref().map(|(conditions, _, _)| conditions.clone()).unwrap_or_default();
+    let devices = agent.devices.amounts();
     let mut status = object::status(&Inputs {
         config: &agent.config,
         machine: &agent.machine,
@@ -87,7 +88,7 @@ async fn report(
         pressure: agent.pressure(),
         runtime: &agent.runtime_info,
         not_ready: not_ready.as_deref(),
-        devices: &agent.devices.amounts(),
+        devices: &devices,
         port,
         old: &old,
         now,
@@ -95,7 +96,10 @@ async fn report(
     let name = &agent.config.node_name;
     let own = agent.node.store().get(name).and_then(|node| node.status.clone()).unwrap_or_default();
     let mut gone = Vec::new();
-    for (resource, value) in object::extended(&own, &agent.machine.capacity(&agent.config)) {
+    // What plugins give is counted by them, not by what somebody wrote into the node.
+    let mut ours = agent.machine.capacity(&agent.config);
+    ours.extend(devices.into_iter().map(|(resource, (all, _))| (resource, all)));
+    for (resource, value) in object::extended(&own, &ours) {
         match (value, &mut status.allocatable) {
             (Some(value), Some(allocatable)) => drop(allocatable.insert(resource, value)),
             _ => gone.push(resource),
