@@ -177,6 +177,16 @@ struct KindState {
     watchers: Vec<Watcher>,
 }
 
+impl KindState {
+    /// The objects of a namespace (or all), in key order.
+    fn range<'a>(&'a self, namespace: Option<&str>) -> impl Iterator<Item = &'a Arc<Object>> {
+        let start = namespace.map(|ns| format!("{ns}/")).unwrap_or_default();
+        let from = (std::ops::Bound::Included(start.as_str()), std::ops::Bound::Unbounded);
+        let range = self.objects.range::<str, _>(from);
+        range.take_while(move |(key, _)| key.starts_with(&start)).map(|(_, object)| object)
+    }
+}
+
 /// The objects under one storage prefix.
 pub struct KindCache {
     prefix: Box<str>,
@@ -232,19 +242,18 @@ impl KindCache {
 
     /// All objects of a namespace (or all), in key order.
     pub fn snapshot(&self, namespace: Option<&str>) -> Vec<Arc<Object>> {
+        self.state.read().range(namespace).cloned().collect()
+    }
+
+    /// The first `limit` objects of a namespace (or of all), and how many there are: who wants a page does not
+    /// pay for the rest.
+    pub fn first(&self, namespace: Option<&str>, limit: usize) -> (Vec<Arc<Object>>, usize) {
         let state = self.state.read();
-        match namespace {
-            None => state.objects.values().cloned().collect(),
-            Some(ns) => {
-                let start = format!("{ns}/");
-                state
-                    .objects
-                    .range::<str, _>((std::ops::Bound::Included(start.as_str()), std::ops::Bound::Unbounded))
-                    .take_while(|(k, _)| k.starts_with(&start))
-                    .map(|(_, o)| o.clone())
-                    .collect()
-            }
-        }
+        let total = match namespace {
+            None => state.objects.len(),
+            Some(_) => state.range(namespace).count(),
+        };
+        (state.range(namespace).take(limit).cloned().collect(), total)
     }
 
     /// Calls `observer` with every current object (as an addition) and then with every change, in order and

@@ -263,8 +263,17 @@ impl Registry {
         // Read before the snapshot: everything up to this revision is in it.
         let revision = self.cacher.applied();
         let kind = self.cacher.kind(&def.storage_prefix());
-        let all = kind.snapshot(filter.namespace.as_deref());
-        let total = all.len();
+        let namespace = filter.namespace.as_deref();
+        let (all, total) = match options.limit {
+            limit if limit > 0 && filter.labels.is_everything() && filter.fields.is_everything() => {
+                kind.first(namespace, limit)
+            }
+            _ => {
+                let all = kind.snapshot(namespace);
+                let total = all.len();
+                (all, total)
+            }
+        };
         let mut items = Vec::with_capacity(if options.limit > 0 { options.limit.min(total) } else { total });
         let mut taken = 0;
         for object in all {
