@@ -75,7 +75,7 @@ impl Drop for Running {
 }
 
 fn output(command: &mut Command) -> anyhow::Result<String> {
-    let out = command.output()?;
+    let out = crate::process::output(command)?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     if !out.status.success() {
         bail!("{}:\n{text}\n{}", out.status, String::from_utf8_lossy(&out.stderr));

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::containerd::Containerd;
-use crate::{image, kinds::gvr};
+use crate::{image, kinds::gvr, process};
 
 /// Longest wait for one state of one object: several times what the slowest case needs on a loaded machine.
 pub const WAIT_MAX: Duration = Duration::from_secs(90);
@@ -67,6 +67,7 @@ impl Cluster {
         );
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
             .context("cannot make a network namespace")?;
+        process::limit_binary();
         succeed(Command::new("ip").args(["link", "set", "lo", "up"]))?;
         let directory = tempfile::tempdir()?;
         let archive = directory.path().join("busybox.tar");
@@ -280,7 +281,7 @@ fn leftovers(id: &str, data: &Path) -> anyhow::Result<Vec<String>> {
 
 /// Runs a command that must succeed; answers its standard output.
 pub fn succeed(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = process::output(command).with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
         bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     }
@@ -549,7 +550,7 @@ impl Scope<'_> {
 
     /// `kubectl` in this namespace, whatever it answers.
     pub fn kubectl_raw(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        Ok(self.kubectl_command(arguments).output()?)
+        Ok(process::output(&mut self.kubectl_command(arguments))?)
     }
 
     /// `kubectl` in this namespace; it must succeed.

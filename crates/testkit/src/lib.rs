@@ -14,6 +14,7 @@ pub mod hook;
 pub mod image;
 pub mod kinds;
 pub mod pods;
+pub mod process;
 pub mod registry;
 pub mod runner;
 pub mod webhook;

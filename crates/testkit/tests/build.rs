@@ -73,7 +73,7 @@ impl Bench {
     fn image(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = Command::new(testkit::binary()?);
         command.arg("image").args(arguments).arg("--data-dir").arg(self.cluster.data());
-        Ok(command.current_dir(self.project.path()).output()?)
+        Ok(testkit::process::output(command.current_dir(self.project.path()))?)
     }
 
     /// Runs a command that has to succeed, and parses what it says.

@@ -36,7 +36,7 @@ fn kubeconfig(cluster: &Cluster, name: &str, credentials: &str) -> PathBuf {
 fn kubectl(config: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("kubectl");
     command.arg("--kubeconfig").arg(config).arg("--cache-dir").arg(config.with_extension("cache"));
-    command.args(arguments).output().unwrap()
+    testkit::process::output(command.args(arguments)).unwrap()
 }
 
 fn text(output: &Output) -> String {

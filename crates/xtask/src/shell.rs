@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
@@ -17,13 +19,31 @@ pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
 
 /// Runs a program with further environment variables.
 pub fn run_with(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
+    run_within(Duration::MAX, program, arguments, environment)
+}
+
+/// The same for a program that must end within a time: it is killed after that, and has failed.
+pub fn run_within(
+    limit: Duration,
+    program: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> anyhow::Result<()> {
     println!("+ {program} {}", arguments.join(" "));
-    let status = Command::new(program)
+    let mut child = Command::new(program)
         .args(arguments)
         .envs(environment.iter().copied())
         .current_dir(root())
-        .status()
+        .spawn()
         .with_context(|| format!("cannot start {program}"))?;
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    let (ended, end) = channel();
+    std::thread::spawn(move || ended.send(child.wait()));
+    let Ok(status) = end.recv_timeout(limit) else {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+        bail!("{program} {} did not end in {limit:?}", arguments.join(" "));
+    };
+    let status = status?;
     if !status.success() {
         bail!("{program} {} failed: {status}", arguments.join(" "));
     }

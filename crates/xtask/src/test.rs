@@ -1,6 +1,7 @@
 //! `cargo xtask test`: what a fresh machine lacks, then formatting, lints, tidiness and every test.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::shell::{self, has, run_with};
 use crate::tidy;
@@ -25,6 +26,10 @@ const PACKAGES: &[(&str, &str)] = &[
 const PYTHON: &[&str] = &["kubernetes", "kopf", "kr8s"];
 /// Clients in JavaScript that must work, from the package registry: the newest for Debian's Node.js.
 const JAVASCRIPT: &[&str] = &["@kubernetes/client-node@1"];
+
+/// Longest that the tests may take, their own compilation included, before they are ended: several times what
+/// they take on two cores.
+const TESTS_MAX: Duration = Duration::from_secs(40 * 60);
 
 /// The client in Rust.
 const KUBE: &str = "crates/testkit/fixtures/clients/kube/Cargo.toml";
@@ -55,11 +60,11 @@ pub fn run() -> anyhow::Result<()> {
     // Containers, namespaces and registries are real: too many at once only make each other slow.
     // There are no documentation tests; naming the targets leaves their empty runs out.
     let targets = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"];
-    run_with("cargo", &targets, &[("RUST_TEST_THREADS", "4")])?;
+    shell::run_within(TESTS_MAX, "cargo", &targets, &[("RUST_TEST_THREADS", "4")])?;
     let on_containerd =
         ["test", "--package", "testkit", "--test", "conformance", "--", "--runtime=containerd"];
     let on_containerd: Vec<&str> = on_containerd.into_iter().chain(ON_CONTAINERD.iter().copied()).collect();
-    run_with("cargo", &on_containerd, &[])
+    shell::run_within(TESTS_MAX, "cargo", &on_containerd, &[])
 }
 
 fn install() -> anyhow::Result<()> {
