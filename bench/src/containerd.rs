@@ -56,6 +56,11 @@ impl Peer {
         Ok(Some(peer))
     }
 
+    /// What its processes have on their command lines.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn socket(&self) -> PathBuf {
         self.directory.path().join("containerd.sock")
     }

@@ -6,6 +6,7 @@
 
 mod boot;
 mod containerd;
+mod density;
 mod floors;
 mod idle;
 mod image;
@@ -62,6 +63,8 @@ pub enum Section {
     Idle,
     /// Pod start latency.
     Pods,
+    /// A full node: a hundred pods at once, memory per pod.
+    Density,
     /// Durable creates.
     Creates,
     /// Large lists.
@@ -105,6 +108,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Section::Boot => boot::run(options).await,
             Section::Idle => idle::run(options).await,
             Section::Pods => pods::run(options).await,
+            Section::Density => density::run(options).await,
             Section::Creates => storage::creates(options).await,
             Section::List => storage::list(options).await,
             Section::Watch => watching::run(options).await,

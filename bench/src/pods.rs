@@ -12,7 +12,8 @@ use crate::instance::{Home, Instance, PODS, wait_for};
 use crate::report::{Table, Target, median_ms, ms, percentile};
 use crate::{Options, floors, image};
 
-const NAMESPACE: &str = "default";
+/// Where measured pods are.
+pub const NAMESPACE: &str = "default";
 /// Longest a burst may take.
 const BURST_PATIENCE: Duration = Duration::from_secs(120);
 /// A pod is refused until its service account exists; then it is asked again.
@@ -64,7 +65,8 @@ async fn figures(options: &Options, peer: Option<&Peer>) -> anyhow::Result<(Vec<
     Ok((single, burst))
 }
 
-fn pod(name: &str) -> Value {
+/// What is started.
+pub fn pod(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {"terminationGracePeriodSeconds": 0, "containers": [{
