@@ -187,14 +187,14 @@ pub struct Map {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Part {
-    /// A number without a meaning of its own.
-    Integer = 4,
     /// IPv4 address.
     Address = 7,
     /// Transport protocol.
     Protocol = 12,
     /// Port.
     Port = 13,
+    /// A number, in the type of packet marks: `nft` knows how long those are and aborts on plain integers.
+    Number = 19,
 }
 
 /// What the keys of a map lead to.

@@ -201,14 +201,14 @@ impl Nftables {
         t.add_chain("postrouting", base("nat", Hook::Postrouting, 90));
         t.add_chain("reject", None);
         t.add_rule("reject", &[Step::Reject]);
-        use Part::{Address, Integer, Port, Protocol};
+        use Part::{Address, Number, Port, Protocol};
         let map = |name: &str, key, data, timeout_ms| Map { name: name.into(), key, data, timeout_ms };
         t.add_map(&map(SERVICES, &[Address, Protocol, Port], Data::Verdict, 0));
         t.add_map(&map(REFUSED, &[Address, Protocol, Port], Data::Verdict, 0));
         t.add_map(&map(NODE_PORTS, &[Protocol, Port], Data::Verdict, 0));
         t.add_map(&map(REFUSED_PORTS, &[Protocol, Port], Data::Verdict, 0));
-        t.add_map(&map(ENDPOINTS, &[Address, Protocol, Port, Integer], Data::Endpoint, 0));
-        t.add_map(&map(NODE_ENDPOINTS, &[Protocol, Port, Integer], Data::Endpoint, 0));
+        t.add_map(&map(ENDPOINTS, &[Address, Protocol, Port, Number], Data::Endpoint, 0));
+        t.add_map(&map(NODE_ENDPOINTS, &[Protocol, Port, Number], Data::Endpoint, 0));
         t.add_map(&map(HAIRPIN, &[Address, Address], Data::Nothing, 0));
         t.add_map(&map(AFFINITY, &[Address, Protocol, Port, Address], Data::Endpoint, AFFINITY_MAX_MS));
         let service = [

@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use client::{Client, DeleteParams, Kubeconfig, List, ListParams, Patch, WatchParams, WatchStream};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::census::census;
 use crate::containerd::Containerd;
 use crate::{image, kinds::gvr, process};
 
@@ -31,7 +33,7 @@ pub enum Runtime {
 pub struct Cluster {
     containerd: Option<Containerd>,
     directory: tempfile::TempDir,
-    process: Option<Child>,
+    process: Mutex<Option<Child>>,
     runtime: tokio::runtime::Runtime,
     client: Client,
     port: u16,
@@ -88,7 +90,7 @@ impl Cluster {
         let cluster = Cluster {
             containerd,
             directory,
-            process: Some(process),
+            process: Mutex::new(Some(process)),
             runtime,
             client,
             port,
@@ -119,6 +121,13 @@ impl Cluster {
         self.directory.path().join("data")
     }
 
+    /// The cluster's id, which everything it makes on the machine bears.
+    pub fn id(&self) -> anyhow::Result<String> {
+        let id = std::fs::read_to_string(self.data().join("cluster-id"))?.trim().to_owned();
+        ensure!(!id.is_empty(), "the cluster has no id");
+        Ok(id)
+    }
+
     /// The cluster's containerd, if it has one.
     pub fn containerd(&mut self) -> Option<&mut Containerd> {
         self.containerd.as_mut()
@@ -126,7 +135,7 @@ impl Cluster {
 
     /// Process of the server.
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(Child::id)
+        self.process.lock().as_ref().map(Child::id)
     }
 
     /// What the cluster logged so far.
@@ -135,14 +144,14 @@ impl Cluster {
     }
 
     /// Kills the server as a power cut would and starts it again on the same port.
-    pub fn crash_and_restart(&mut self) -> anyhow::Result<()> {
-        if let Some(mut process) = self.process.take() {
+    pub fn crash_and_restart(&self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.lock().take() {
             process.kill()?;
             process.wait()?;
         }
         let log = self.directory.path().join("log");
         let (process, _) = launch(&self.data(), &log, self.port, &self.arguments)?;
-        self.process = Some(process);
+        *self.process.lock() = Some(process);
         self.nodes_ready()
     }
 
@@ -162,16 +171,15 @@ impl Cluster {
 
     /// Stops the cluster, removes it and looks for anything it left behind.
     fn stop(&mut self) -> anyhow::Result<()> {
-        if let Some(mut process) = self.process.take() {
+        if let Some(mut process) = self.process.lock().take() {
             let pid = nix::unistd::Pid::from_raw(process.id().cast_signed());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
             let status = process.wait()?;
             ensure!(status.success(), "ferry up ended with {status}");
         }
-        let id = std::fs::read_to_string(self.data().join("cluster-id"))?.trim().to_owned();
-        ensure!(!id.is_empty(), "the cluster has no id");
+        let id = self.id()?;
         succeed(Command::new(binary()?).args(["down", "--data-dir"]).arg(self.data()))?;
-        let left = leftovers(&id, &self.data())?;
+        let left = census(&id, &self.data())?;
         ensure!(left.is_empty(), "left behind: {left:?}");
         if let Some(containerd) = self.containerd.take() {
             containerd.stop()?;
@@ -246,37 +254,6 @@ fn launch(data: &Path, log: &Path, port: u16, arguments: &[String]) -> anyhow::R
     // Nobody reads the rest; an unread pipe would stop the server once it is full.
     std::thread::spawn(move || lines.for_each(drop));
     Ok((process, port))
-}
-
-/// Everything on the host that still bears the id or the directory of a cluster.
-fn leftovers(id: &str, data: &Path) -> anyhow::Result<Vec<String>> {
-    let data = data.to_string_lossy();
-    let mut found = Vec::new();
-    let mounts = std::fs::read_to_string("/proc/mounts")?;
-    found.extend(mounts.lines().filter(|l| l.contains(&*data) || l.contains(id)).map(str::to_owned));
-    for command in [&["ip", "-o", "link"][..], &["nft", "list", "tables"][..]] {
-        let out = succeed(Command::new(command[0]).args(&command[1..]))?;
-        found.extend(out.lines().filter(|l| l.contains(id)).map(str::to_owned));
-    }
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if entry.file_name() != "self" && (line.contains(&*data) || line.contains(id)) {
-            found.push(line);
-        }
-    }
-    let mut directories = vec![PathBuf::from("/sys/fs/cgroup")];
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                if entry.file_name().to_string_lossy().contains(id) {
-                    found.push(entry.path().display().to_string());
-                }
-                directories.push(entry.path());
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// Runs a command that must succeed; answers its standard output.

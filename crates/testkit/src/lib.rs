@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** talks to the cluster as a user does: its command line, HTTPS and the admin kubeconfig.
 
+pub mod census;
 pub mod clients;
 pub mod cluster;
 pub mod containerd;

@@ -474,7 +474,7 @@ async fn usage(suite: &Suite) {
 
 #[test]
 fn a_runtime_for_others() {
-    let mut cluster = Cluster::start().unwrap();
+    let cluster = Cluster::start().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let executor =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

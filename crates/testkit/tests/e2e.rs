@@ -69,7 +69,7 @@ fn processes(scope: &Scope<'_>) -> anyhow::Result<Vec<(String, String, String)>>
 
 #[test]
 fn an_application_survives_rollouts_and_kills() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start()?;
+    let cluster = Cluster::start()?;
     let namespace = {
         let scope = cluster.namespace("e2e")?;
         scope.create("configmaps", json!({"metadata": {"name": "pages"}, "data": {"page": "one\n"}}))?;
