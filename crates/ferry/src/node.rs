@@ -54,6 +54,7 @@ pub fn open_images(env: &Environment) -> anyhow::Result<Arc<ImageStore>> {
         insecure_registries: env.options.insecure_registry.clone(),
         registries: registries(env)?,
         ca_file: None,
+        silence_max: StoreConfig::SILENCE_MAX,
         clock: env.clock.clone(),
     };
     ImageStore::open(config).context("cannot open the image store")

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
@@ -40,8 +41,15 @@ pub struct StoreConfig {
     pub registries: crate::registries::Registries,
     /// PEM file of certificate authorities; `None` takes the system's.
     pub ca_file: Option<PathBuf>,
+    /// How long a registry may be silent before its answer or between parts of it.
+    pub silence_max: Duration,
     /// Time.
     pub clock: Arc<dyn Clock>,
+}
+
+impl StoreConfig {
+    /// A minute of silence: slow registries speak now and then, dead ones never do.
+    pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 }
 
 /// Images on this machine.
@@ -82,7 +90,8 @@ impl ImageStore {
     pub fn open(config: StoreConfig) -> Result<Arc<ImageStore>> {
         let content = Content::open(&config.root)?;
         let refs = RwLock::new(Refs::open(&config.root)?);
-        let registry = Registry::new(config.insecure_registries, config.registries, config.ca_file);
+        let registry =
+            Registry::new(config.insecure_registries, config.registries, config.ca_file, config.silence_max);
         let store = Arc::new_cyclic(|this| ImageStore {
             this: this.clone(),
             content,

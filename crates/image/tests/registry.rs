@@ -236,6 +236,7 @@ async fn https_with_a_private_authority_through_a_mirror() {
             {"endpoint": [format!("https://127.0.0.1:{}", registry.port)]}}}))
         .unwrap(),
         ca_file,
+        silence_max: image::StoreConfig::SILENCE_MAX,
         clock: stdx::SystemClock::shared(),
     };
     // The registry itself does not exist: only the mirror can serve.

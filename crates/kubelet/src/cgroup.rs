@@ -2,6 +2,7 @@
 //!
 //! Containers' own cgroups below are the runtime's. cgroup v1 has a hierarchy per controller, v2 one for all.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -129,6 +130,28 @@ pub fn remove(mount: &Path, path: &str) {
     }
 }
 
+/// Cgroups of pods below the kubelet's own, by the pods' uids.
+pub fn pods(mount: &Path, root: &str) -> BTreeSet<(String, String)> {
+    let mut found = BTreeSet::new();
+    // Without a root of our own these would be another kubelet's.
+    if root.is_empty() {
+        return found;
+    }
+    for class in ["", "/burstable", "/besteffort"] {
+        let below = format!("{}/kubepods{class}", root.trim_end_matches('/'));
+        for hierarchy in roots(mount) {
+            let at = hierarchy.join(below.trim_start_matches('/'));
+            for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if let Some(uid) = name.strip_prefix("pod") {
+                    found.insert((uid.to_owned(), format!("{below}/{name}")));
+                }
+            }
+        }
+    }
+    found
+}
+
 fn remove_below(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -180,5 +203,11 @@ mod tests {
         assert_eq!(read("memory/a/podx/memory.limit_in_bytes"), "1048576");
         assert_eq!(read("pids/a/podx/pids.max"), "7");
         assert_eq!(roots(mount.path()).len(), 3);
+        fs::create_dir_all(mount.path().join("cpu/f/kubepods/burstable/podu1/c")).unwrap();
+        fs::create_dir_all(mount.path().join("pids/f/kubepods/podu2")).unwrap();
+        let pair = |uid: &str, path: &str| (uid.to_owned(), path.to_owned());
+        let expected = [pair("u1", "/f/kubepods/burstable/podu1"), pair("u2", "/f/kubepods/podu2")];
+        assert_eq!(pods(mount.path(), "/f"), BTreeSet::from(expected));
+        assert_eq!(pods(mount.path(), ""), BTreeSet::new());
     }
 }

@@ -1,12 +1,12 @@
 //! The kubelet as a whole: wires the parts, feeds pods to their workers, cleans up what nobody wants.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::prelude::*;
 use client::{Client, Patch};
-use cri::{EventKind, ImageService, PodSandboxFilter, RuntimeService};
+use cri::{EventKind, ImageService, RuntimeService};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use reconcile::{Event, EventSink, EventType, Informer, Informers, Scope};
@@ -21,10 +21,10 @@ use crate::csi::volume::CsiVolumes;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::node::{lease, register};
+use crate::orphans;
 use crate::plugins::{self, Handlers};
 use crate::references::References;
 use crate::server::Server;
-use crate::spec::{PodDirs, mark};
 use crate::volume::Volumes;
 use crate::worker;
 
@@ -139,7 +139,7 @@ impl Kubelet {
             () = cancel.cancelled() => return Ok(()),
             () = pods.synced() => {}
         }
-        remove_orphans(&agent, &pods).await;
+        orphans::remove(&agent, &pods).await;
         cancel.cancelled().await;
         Ok(())
     }
@@ -277,46 +277,6 @@ async fn follow_runtime(agent: Arc<Agent>) {
         match event.kind {
             EventKind::Lagged(_) => agent.workers.kick_all(),
             _ => agent.workers.kick(&event.pod_uid),
-        }
-    }
-}
-
-/// Ends and removes what earlier lives of this kubelet left of pods that no longer exist.
-async fn remove_orphans(agent: &Arc<Agent>, pods: &Informer<Pod>) {
-    let wanted: HashSet<String> = pods.store().list().iter().map(|pod| pod.uid().to_owned()).collect();
-    agent.cpus.keep_only(|uid| wanted.contains(uid));
-    agent.devices.keep_only(|uid| wanted.contains(uid));
-    agent.shared_changed.notify_one();
-    let sandboxes = agent.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await.unwrap_or_default();
-    for sandbox in sandboxes {
-        let ours = sandbox.labels.get(mark::POD_UID).is_some_and(|uid| *uid == sandbox.uid);
-        if !ours || wanted.contains(&sandbox.uid) {
-            continue;
-        }
-        let agent = agent.clone();
-        tokio::spawn(async move {
-            if let Err(error) = agent.runtime.remove_pod_sandbox(&sandbox.id).await {
-                tracing::warn!(sandbox = sandbox.id, %error, "an orphaned sandbox could not be removed");
-            }
-        });
-    }
-    let Ok(directories) = std::fs::read_dir(agent.config.root_dir.join("pods")) else { return };
-    for entry in directories.flatten() {
-        let uid = entry.file_name().to_string_lossy().into_owned();
-        if wanted.contains(&uid) || agent.workers.0.lock().contains_key(&uid) {
-            continue;
-        }
-        let stand_in = Pod {
-            metadata: ObjectMeta { uid: Some(uid.clone()), ..ObjectMeta::default() },
-            ..Pod::default()
-        };
-        let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &stand_in);
-        if let Err(error) = agent.volumes.unpublish(&dirs).await {
-            tracing::warn!(uid, error, "a volume of an orphaned pod is left mounted");
-            continue;
-        }
-        if let Err(error) = agent.volumes.tear_down(&uid, &dirs) {
-            tracing::warn!(uid, %error, "the directory of an orphaned pod could not be removed");
         }
     }
 }

@@ -25,6 +25,7 @@ mod kubelet;
 pub mod make;
 pub mod node;
 pub mod observed;
+mod orphans;
 pub mod plan;
 pub mod plugins;
 pub mod probe;

@@ -24,7 +24,9 @@ pub fn census(id: &str, data: &Path) -> anyhow::Result<BTreeSet<String>> {
     found.extend(mounts.lines().filter(|l| bears(l)).map(|l| format!("mount {l}")));
     for command in [&["ip", "-o", "link"][..], &["nft", "list", "tables"][..]] {
         let out = succeed(Command::new(command[0]).args(&command[1..]))?;
-        found.extend(out.lines().filter(|l| l.contains(id)).map(str::to_owned));
+        // Of a link what comes before its flags and state, which change.
+        let name = |line: &str| line.split('<').next().unwrap_or_default().to_owned();
+        found.extend(out.lines().filter(|l| l.contains(id)).map(name));
     }
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let name = entry.file_name();

@@ -108,6 +108,7 @@ pub async fn open_with(data: &Path, cluster: &str, cgroup_v2_root: Option<PathBu
         insecure_registries: Vec::new(),
         registries: Default::default(),
         ca_file: None,
+        silence_max: StoreConfig::SILENCE_MAX,
         clock: stdx::SystemClock::shared(),
     })
     .unwrap();

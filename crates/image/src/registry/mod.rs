@@ -13,6 +13,7 @@ pub(crate) use upload::Uploaded;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use parking_lot::Mutex;
@@ -41,17 +42,24 @@ pub(crate) struct Registry {
     ca: Option<Vec<u8>>,
     /// Whether any certificate, and none at all, will do.
     careless: bool,
+    silence_max: Duration,
     transports: Mutex<BTreeMap<HostTls, Arc<Transport>>>,
 }
 
 impl Registry {
-    pub(crate) fn new(insecure: Vec<String>, registries: Registries, ca_file: Option<PathBuf>) -> Registry {
+    pub(crate) fn new(
+        insecure: Vec<String>,
+        registries: Registries,
+        ca_file: Option<PathBuf>,
+        silence_max: Duration,
+    ) -> Registry {
         Registry {
             insecure: insecure.into_iter().collect(),
             registries,
             ca_file,
             ca: None,
             careless: false,
+            silence_max,
             transports: Mutex::default(),
         }
     }
@@ -64,6 +72,7 @@ impl Registry {
             ca_file: self.ca_file.clone(),
             ca: ca.map(<[u8]>::to_vec),
             careless,
+            silence_max: self.silence_max,
             transports: Mutex::default(),
         }
     }
@@ -75,7 +84,7 @@ impl Registry {
             tls.ca_file.clone_from(&self.ca_file);
         }
         tls.insecure_skip_verify |= self.careless;
-        let make = || Arc::new(Transport::new(tls.clone(), self.ca.clone()));
+        let make = || Arc::new(Transport::new(tls.clone(), self.ca.clone(), self.silence_max));
         self.transports.lock().entry(tls.clone()).or_insert_with(make).clone()
     }
 
@@ -330,7 +339,12 @@ mod tests {
 
     #[test]
     fn plain_http_only_on_loopback_or_when_told() {
-        let registry = Registry::new(vec!["registry.local:5000".into()], Registries::default(), None);
+        let registry = Registry::new(
+            vec!["registry.local:5000".into()],
+            Registries::default(),
+            None,
+            crate::StoreConfig::SILENCE_MAX,
+        );
         let plain = [
             "localhost",
             "localhost:5000",
@@ -350,7 +364,12 @@ mod tests {
     #[test]
     fn mirrors_come_first_and_get_no_credentials() {
         let registries = r#"{"mirrors": {"docker.io": {"endpoint": ["http://mirror:5000/"]}}}"#;
-        let registry = Registry::new(Vec::new(), serde_json::from_str(registries).unwrap(), None);
+        let registry = Registry::new(
+            Vec::new(),
+            serde_json::from_str(registries).unwrap(),
+            None,
+            crate::StoreConfig::SILENCE_MAX,
+        );
         let auth = cri::ImageAuth { username: "u".into(), ..Default::default() };
         let sessions = registry.sessions(&"busybox".parse().unwrap(), Some(&auth));
         let bases: Vec<_> = sessions.iter().map(|s| (s.base.as_str(), s.auth.is_some())).collect();

@@ -21,14 +21,13 @@ use crate::registries::HostTls;
 
 /// How long connecting and the TLS handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a server may be silent before its answer or between parts of it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest chain of redirects; blobs usually need one.
 const REDIRECTS_MAX: usize = 5;
 /// Makes connections to hosts with the same TLS. A connection serves one request: pulls are few and long.
 pub(crate) struct Transport {
     settings: HostTls,
     ca: Option<Vec<u8>>,
+    silence_max: Duration,
     /// Built at the first HTTPS request: reading all authorities costs memory and time.
     tls: Mutex<Option<Arc<ClientConfig>>>,
 }
@@ -113,13 +112,14 @@ pub(crate) struct Response {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     body: Incoming,
+    silence_max: Duration,
 }
 
 impl Response {
     /// The next part of the body.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
         loop {
-            let frame = tokio::time::timeout(IDLE_TIMEOUT, self.body.frame());
+            let frame = tokio::time::timeout(self.silence_max, self.body.frame());
             match frame.await.map_err(|_| "the server went silent".to_owned())? {
                 None => return Ok(None),
                 Some(Err(e)) => return Err(with_causes(&e)),
@@ -135,8 +135,8 @@ impl Response {
 
 impl Transport {
     /// `ca` is the PEM of authorities that stand instead of all others.
-    pub(crate) fn new(settings: HostTls, ca: Option<Vec<u8>>) -> Transport {
-        Transport { settings, ca, tls: Mutex::new(None) }
+    pub(crate) fn new(settings: HostTls, ca: Option<Vec<u8>>, silence_max: Duration) -> Transport {
+        Transport { settings, ca, silence_max, tls: Mutex::new(None) }
     }
 
     /// GET, following redirects. Credentials stay with the host they were meant for.
@@ -192,14 +192,14 @@ impl Transport {
         let _ = tcp.set_nodelay(true);
         let request = request(method, uri, headers, body)?;
         if !secure {
-            return exchange(tcp, request).await.map_err(failed);
+            return exchange(tcp, request, self.silence_max).await.map_err(failed);
         }
         let name = ServerName::try_from(bare_host.to_owned()).map_err(|e| failed(e.to_string()))?;
         let connector = tokio_rustls::TlsConnector::from(self.tls_config()?);
         let handshake =
             tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, tcp)).await.map_err(timeout)?;
         let tls = handshake.map_err(|e| failed(format!("tls: {e}")))?;
-        exchange(tls, request).await.map_err(failed)
+        exchange(tls, request, self.silence_max).await.map_err(failed)
     }
 
     fn tls_config(&self) -> Result<Arc<ClientConfig>> {
@@ -228,7 +228,7 @@ fn request(method: Method, uri: &Uri, headers: HeaderMap, body: Body) -> Result<
         .map_err(|e| protocol(&uri.to_string(), &e.to_string()))
 }
 
-async fn exchange<S>(stream: S, request: Outgoing) -> Result<Response, String>
+async fn exchange<S>(stream: S, request: Outgoing, silence_max: Duration) -> Result<Response, String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -236,10 +236,10 @@ where
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| with_causes(&e))?;
     // Ends when the body was read or dropped.
     tokio::spawn(connection);
-    let answer = tokio::time::timeout(IDLE_TIMEOUT, sender.send_request(request)).await;
+    let answer = tokio::time::timeout(silence_max, sender.send_request(request)).await;
     let answer = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|e| with_causes(&e))?;
     let (parts, body) = answer.into_parts();
-    Ok(Response { status: parts.status, headers: parts.headers, body })
+    Ok(Response { status: parts.status, headers: parts.headers, body, silence_max })
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

@@ -106,6 +106,7 @@ pub fn open(root: &Path) -> Arc<ImageStore> {
         insecure_registries: Vec::new(),
         registries: Default::default(),
         ca_file: None,
+        silence_max: StoreConfig::SILENCE_MAX,
         clock: stdx::SystemClock::shared(),
     })
     .unwrap()
