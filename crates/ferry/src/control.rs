@@ -33,6 +33,8 @@ pub struct ControlPlane {
     pub client: Client,
     /// The cluster's certificates.
     pub pki: Arc<Pki>,
+    /// What everything is kept in, to hear of its failure.
+    pub disk: Arc<store::disk::DiskStore>,
     /// Where the API server listens.
     pub address: SocketAddr,
     /// Shared caches and clients of the loops.
@@ -76,7 +78,8 @@ impl ControlPlane {
         let opened = tokio::task::spawn_blocking(move || {
             store::disk::DiskStore::open(&store_path, store::disk::Options::default())
         });
-        let engine: Arc<dyn Store> = Arc::new(opened.await?.context("cannot open the store")?);
+        let disk = Arc::new(opened.await?.context("cannot open the store")?);
+        let engine: Arc<dyn Store> = disk.clone();
         let measured = store::measured::Measured::new(engine.clone());
         let stored = measured.meters().clone();
         let (store, keyring) = sealed(env, Arc::new(measured))?;
@@ -134,7 +137,7 @@ impl ControlPlane {
             env.random.clone(),
             env.cancel.clone(),
         );
-        let mut plane = ControlPlane { server, client, pki, address, context, tasks };
+        let mut plane = ControlPlane { server, client, pki, address, disk, context, tasks };
         plane.spawn_loops(env, engine.clone(), rotator);
         if let Some(keyring) = keyring {
             let cancel = env.cancel.clone();

@@ -17,6 +17,7 @@ mod paths;
 mod preflight;
 mod progress;
 mod pulls;
+mod revive;
 mod runtime;
 mod services;
 mod serving;

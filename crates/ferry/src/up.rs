@@ -14,7 +14,7 @@ use crate::config::{Part, UpOptions};
 use crate::control::{self, ControlPlane, Environment};
 use crate::node::Node;
 use crate::paths::Paths;
-use crate::{demo, local, network, preflight, runtime, services};
+use crate::{demo, local, network, preflight, revive, runtime, services};
 
 /// Runs until interrupted.
 pub fn run(options: UpOptions) -> anyhow::Result<()> {
@@ -97,12 +97,33 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
         let url = demo::deploy(&plane, images, env.node_ip).await?;
         say(started, &format!("the demo answers at {url}"));
     }
-    interrupted().await?;
+    let failed = tokio::select! {
+        interrupted = interrupted() => interrupted.map(|()| None)?,
+        error = plane.disk.failed() => Some(error),
+    };
+    if let Some(error) = &failed {
+        // Reads are answered from memory meanwhile, and pods run on.
+        println!("\n{error}");
+        let store = env.paths.store();
+        tokio::select! {
+            interrupted = interrupted() => interrupted?,
+            () = revive::writable(&store) => {
+                env.cancel.cancel();
+                let ended = async { while plane.tasks.join_next().await.is_some() {} };
+                // What hangs on the dead store is ended by the new beginning.
+                let _ = tokio::time::timeout(STOP_MAX, ended).await;
+                return Err(revive::begin_again());
+            }
+        }
+    }
     println!("\nstopping");
     env.cancel.cancel();
     while plane.tasks.join_next().await.is_some() {}
     Ok(())
 }
+
+/// Longest that parts of a server whose store failed may take to end.
+const STOP_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn say(started: Instant, what: &str) {
     println!("[{:>6.3}s] {what}", started.elapsed().as_secs_f64());

@@ -222,6 +222,11 @@ pub enum Error {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The disk took no more. What it holds is unknown as after any failed write.
+    #[error(
+        "no space is left for the cluster's store; free some on its disk: writing goes on by itself then"
+    )]
+    Full,
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,
@@ -232,11 +237,36 @@ impl Error {
     pub fn failed(doing: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Error::Failed { doing, source: Arc::new(source) }
     }
+
+    /// A commit that failed: of a full disk, or otherwise.
+    pub fn of_commit(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
+        while let Some(error) = cause {
+            let io = error.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded)) {
+                return Error::Full;
+            }
+            cause = error.source();
+        }
+        Error::failed("committing a batch", source)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn full_disks_are_told_from_broken_ones() {
+        let of = |kind: std::io::ErrorKind| Error::of_commit(std::io::Error::from(kind)).to_string();
+        for kind in [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded] {
+            assert!(of(kind).starts_with("no space is left for the cluster's store"), "{}", of(kind));
+        }
+        assert_eq!(of(std::io::ErrorKind::BrokenPipe), "storage failed while committing a batch");
+        let wrapped = Error::of_commit(fjall::Error::Io(std::io::ErrorKind::StorageFull.into()));
+        assert!(matches!(wrapped, Error::Full), "{wrapped}");
+    }
 
     #[test]
     fn prefix_ends() {

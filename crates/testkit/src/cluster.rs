@@ -32,6 +32,7 @@ pub enum Runtime {
 /// A running cluster. Dropping it stops and removes it, and panics if anything of it is left on the host.
 pub struct Cluster {
     containerd: Option<Containerd>,
+    disk: Option<Disk>,
     directory: tempfile::TempDir,
     process: Mutex<Option<Child>>,
     runtime: tokio::runtime::Runtime,
@@ -63,6 +64,18 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`], or when the runtime does not start.
     pub fn start_on(on: Runtime, arguments: &[&str]) -> anyhow::Result<Cluster> {
+        Self::start_at(on, arguments, None)
+    }
+
+    /// The same with its data on a disk of its own, of so many bytes.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`], or when the disk can't be mounted.
+    pub fn start_on_disk(bytes: u64) -> anyhow::Result<Cluster> {
+        Self::start_at(Runtime::Embedded, &[], Some(bytes))
+    }
+
+    fn start_at(on: Runtime, arguments: &[&str], disk: Option<u64>) -> anyhow::Result<Cluster> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "clusters are made of namespaces and mounts: run the tests as root"
@@ -76,6 +89,7 @@ impl Cluster {
         image::write_busybox(&archive)?;
         let data = directory.path().join("data");
         let log = directory.path().join("log");
+        let disk = disk.map(|bytes| Disk::mount(&data, bytes)).transpose()?;
         let mut arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         let containerd = match on {
             Runtime::Embedded => None,
@@ -89,6 +103,7 @@ impl Cluster {
         let namespaces = AtomicU32::new(0);
         let cluster = Cluster {
             containerd,
+            disk,
             directory,
             process: Mutex::new(Some(process)),
             runtime,
@@ -179,12 +194,38 @@ impl Cluster {
         }
         let id = self.id()?;
         succeed(Command::new(binary()?).args(["down", "--data-dir"]).arg(self.data()))?;
+        self.disk = None;
         let left = census(&id, &self.data())?;
         ensure!(left.is_empty(), "left behind: {left:?}");
         if let Some(containerd) = self.containerd.take() {
             containerd.stop()?;
         }
         Ok(())
+    }
+}
+
+/// A disk in memory; unmounted on drop.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(target: &Path, bytes: u64) -> anyhow::Result<Disk> {
+        std::fs::create_dir(target)?;
+        let options = format!("size={bytes}");
+        nix::mount::mount(
+            Some("tmpfs"),
+            target,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(options.as_str()),
+        )?;
+        Ok(Disk(target.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // One that is busy is found by the census.
+        let _ = nix::mount::umount(&self.0);
     }
 }
 

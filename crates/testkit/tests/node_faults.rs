@@ -2,6 +2,7 @@
 //! is killed again and again, after which nothing of them is left on the machine.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use testkit::Cluster;
 use testkit::census::{census, directories, of_pod};
 use testkit::cluster::Scope;
-use testkit::pods::{condition, container, pod};
+use testkit::pods::{condition, container, has, pod};
 
 /// Pods in all.
 const PODS: usize = 500;
@@ -320,4 +321,60 @@ fn five_hundred_pods_with_faults_leave_nothing() -> anyhow::Result<()> {
         }
         s.pause(LOOK);
     }
+}
+
+/// Room of a small disk, and what of it is taken away: all.
+const DISK: u64 = 192 << 20;
+
+#[test]
+fn a_full_disk_stops_writing_until_there_is_room() -> anyhow::Result<()> {
+    let cluster = Cluster::start_on_disk(DISK)?;
+    // From here on its port is among its arguments, so that it is found again where it was.
+    cluster.crash_and_restart()?;
+    let s = cluster.namespace("full")?;
+    let before = s.ready(server("before"))?;
+    let filler = cluster.data().join("filler");
+    let mut file = std::fs::File::create(&filler)?;
+    let full = loop {
+        if let Err(error) = file.write_all(&[1; 4096]) {
+            break error;
+        }
+    };
+    ensure!(full.kind() == std::io::ErrorKind::StorageFull, "{full}");
+    // Some pages may still be free within the store's files: larger objects find out.
+    let map = |name: &str| json!({"metadata": {"name": name}, "data": {"bytes": "x".repeat(100_000)}});
+    let mut acknowledged = Vec::new();
+    let refused = loop {
+        let name = format!("map-{}", acknowledged.len());
+        match s.create("configmaps", map(&name)) {
+            Ok(_) => acknowledged.push(name),
+            Err(error) => break error,
+        }
+        ensure!(acknowledged.len() < 10_000, "the disk is never full");
+    };
+    let status = refused.status().context("no Status")?;
+    ensure!(status.code == 500, "{status:?}");
+    has(&status.message, &["no space is left for the cluster's store", "free some on its disk"])?;
+    // What is there can be read, and runs.
+    ensure!(s.get("pods", "before")?["metadata"]["uid"] == before["metadata"]["uid"]);
+    ensure!(!of_pod(uid(&before)).0.is_empty(), "the pod's processes are gone");
+    ensure!(s.create("configmaps", map("still-full")).is_err());
+    drop(file);
+    std::fs::remove_file(&filler)?;
+    patiently(&s, || match s.create("configmaps", map("after")) {
+        Err(error) if code(&error) == Some(409) => Ok(()),
+        other => Ok(other.map(drop)?),
+    })?;
+    for name in &acknowledged {
+        s.get("configmaps", name).with_context(|| format!("{name} was acknowledged"))?;
+    }
+    let after = patiently(&s, || s.pod_ready("before"))?;
+    ensure!(
+        after["status"]["containerStatuses"][0]["containerID"]
+            == before["status"]["containerStatuses"][0]["containerID"],
+        "{}",
+        after["status"]
+    );
+    patiently(&s, || s.ready(server("later")))?;
+    Ok(())
 }

@@ -11,14 +11,14 @@ mod shared;
 mod writer;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use fjall::{Database, KeyspaceCreateOptions, PersistMode};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{SetOnce, mpsc, oneshot};
 
 use self::index::{Index, Page, Rev};
 use self::ring::Ring;
@@ -62,6 +62,11 @@ pub struct DiskStore {
 }
 
 impl DiskStore {
+    /// Waits until a commit fails, which ends all writing to this store: why it did.
+    pub async fn failed(&self) -> Error {
+        self.shared.failed.wait().await.clone()
+    }
+
     /// Opens the store in `directory`, making it if it does not exist. Blocks while it reads the log.
     /// Fails with [`Error::Locked`] while another process, or another store of this one, has it open.
     pub fn open(directory: &Path, options: Options) -> Result<DiskStore, Error> {
@@ -91,7 +96,7 @@ impl DiskStore {
             index: RwLock::new(index),
             ring: RwLock::new(Ring::default()),
             hub: Mutex::new(Vec::new()),
-            failed: OnceLock::new(),
+            failed: SetOnce::new(),
             closed: AtomicBool::new(false),
             compacting: Mutex::new(()),
             #[cfg(test)]

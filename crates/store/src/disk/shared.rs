@@ -4,12 +4,13 @@
 //! Lock order: hub, index, ring. Publishing holds the hub throughout, so whoever registers a watch sees
 //! either everything of a batch or nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, PersistMode};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::SetOnce;
 
 use super::index::{Index, Rev};
 use super::record;
@@ -36,7 +37,7 @@ pub struct Shared {
     pub ring: RwLock<Ring>,
     pub hub: Mutex<Vec<Watcher>>,
     /// The failure that ended writing, told to every later writer.
-    pub failed: OnceLock<Error>,
+    pub failed: SetOnce<Error>,
     pub closed: AtomicBool,
     /// One compaction at a time.
     pub compacting: Mutex<()>,

@@ -74,9 +74,11 @@ fn commit(shared: &Shared, events: Vec<Event>) -> Result<(), Error> {
         committed = Err(fjall::Error::Io(std::io::Error::other("injected")));
     }
     if let Err(source) = std::mem::replace(&mut committed, Ok(())) {
-        let error = Error::failed("committing a batch", source);
+        let error = Error::of_commit(source);
         tracing::error!(%error, "the store accepts no more writes");
-        return Err(shared.failed.get_or_init(|| error).clone());
+        // Only this thread commits, and it did not come here before: nothing is set yet.
+        let _ = shared.failed.set(error.clone());
+        return Err(error);
     }
     shared.publish(&events.into());
     Ok(())
