@@ -46,3 +46,13 @@ pub fn begin_again() -> anyhow::Error {
     let error = Command::new("/proc/self/exe").arg0(name).args(arguments).exec();
     anyhow::Error::new(error).context("cannot begin again")
 }
+
+/// Takes leave of children that an earlier life of this process left to it. Called before it has any of its own.
+pub fn reap() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if ended == WaitStatus::StillAlive {
+            return;
+        }
+    }
+}

@@ -65,6 +65,7 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
     write_kubeconfigs(&env, &plane)?;
     say(started, &format!("API server ready at https://127.0.0.1:{}", plane.address.port()));
     let mut images = None;
+    revive::reap();
     if env.options.enabled(Part::Node) {
         let mut tasks = std::mem::take(&mut plane.tasks);
         let network = network::open(&env).await?;
