@@ -1,4 +1,4 @@
-//! Project tasks: test, tidy, codegen, bench, fuzz.
+//! Project tasks: test, tidy, codegen, bench, fuzz, vm.
 //!
 //! `cargo xtask test` sets up what tests need on a fresh machine and runs everything; it is what CI runs.
 
@@ -7,6 +7,7 @@ mod fuzz;
 mod shell;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,11 @@ enum Task {
         #[arg(long, default_value_t = 300)]
         seconds: u64,
     },
+    /// Run conformance cases in an emulated machine with version 2 of control groups.
+    Vm {
+        /// Parts of names; those of the node without any.
+        names: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,6 +58,7 @@ fn main() -> ExitCode {
         Task::Tidy { ratchet } => tidy::run(ratchet),
         Task::Codegen => shell::run("cargo", &["run", "--quiet", "--package", "codegen"]),
         Task::Bench { name } => bench::run(name.as_deref()),
+        Task::Vm { names } => vm::run(&names),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
     };
     match result {

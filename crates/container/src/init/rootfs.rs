@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount as rm;
 
 use super::mounts::{self, PreparedMount};
@@ -90,10 +90,20 @@ impl Inside {
 fn overlay(layers: &[PathBuf], dir: Option<&Path>) -> Result<OwnedFd, Failure> {
     // "volatile": nobody will look at this upper directory after a crash of the machine, so nothing needs to
     // be synced when the container goes. Kernels without `lowerdir+` take the old way.
+    if !takes_parts(&rustix::system::uname().release().to_string_lossy()) {
+        return overlay_by_string(layers, dir);
+    }
     match overlay_by_parts(layers, dir) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => overlay_by_string(layers, dir),
         result => result.map_err(failed("mount overlay")),
     }
+}
+
+/// Whether a kernel of this release knows `lowerdir+` (6.7). One that does not would write a line into its log for
+/// every container that asks.
+fn takes_parts(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
 }
 
 fn overlay_by_parts(layers: &[PathBuf], dir: Option<&Path>) -> rustix::io::Result<OwnedFd> {
@@ -123,12 +133,28 @@ fn overlay_by_string(layers: &[PathBuf], dir: Option<&Path>) -> Result<OwnedFd, 
     }
     let place = dir.map_or_else(|| PathBuf::from("/tmp"), |d| d.join("root"));
     let options = std::ffi::CString::new(options).map_err(|_| Failure::new("invalid layer path"))?;
-    rm::mount("overlay", &place, "overlay", rm::MountFlags::empty(), options.as_c_str())
-        .map_err(failed("mount overlay"))?;
-    let clone = rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = rm::open_tree(CWD, &place, clone).map_err(failed("open overlay"))?;
-    rm::unmount(&place, rm::UnmountFlags::DETACH).map_err(failed("detach overlay"))?;
-    Ok(tree)
+    elsewhere(|| {
+        rm::mount("overlay", &place, "overlay", rm::MountFlags::empty(), options.as_c_str())
+            .map_err(failed("mount overlay"))?;
+        let clone = rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        rm::open_tree(CWD, &place, clone).map_err(failed("open overlay"))
+    })
+}
+
+/// Does something in a mount namespace of its own. What is mounted where the node's mounts are shared would show
+/// on the node, and would be shared itself, which a root must not be.
+fn elsewhere<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let home = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())
+        .map_err(failed("open the mount namespace"))?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(|e| Failure::during("make a mount namespace")(e.into()))?;
+    rm::mount_change("/", rm::MountPropagationFlags::DOWNSTREAM | rm::MountPropagationFlags::REC)
+        .map_err(failed("make / a slave mount"))?;
+    let done = work();
+    nix::sched::setns(&home, nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(|e| Failure::during("return to the mount namespace")(e.into()))?;
+    done
 }
 
 fn escape(path: &Path) -> String {
@@ -144,5 +170,25 @@ fn overlay_of_image(layers: &[PathBuf]) -> Result<OwnedFd, Failure> {
             rm::open_tree(CWD, only, clone).map_err(failed("open image volume"))
         }
         several => overlay(several, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        for (release, expected) in [
+            ("6.1.0-56-cloud-amd64", false),
+            ("6.6.9", false),
+            ("6.7-rc1", true),
+            ("6.18.3", true),
+            ("7.0", true),
+            ("5.15", false),
+            ("odd", false),
+        ] {
+            assert_eq!(takes_parts(release), expected, "{release}");
+        }
     }
 }
