@@ -26,6 +26,10 @@ const LAYER_LEN_MAX: u64 = 64 << 30;
 /// Longest path, as the kernel has it.
 const PATH_LEN_MAX: usize = 4096;
 
+/// Memory that reading xz may take, in KiB: the strongest setting of `xz` needs half of it, and a file may ask
+/// for 4 GiB.
+const XZ_MEMORY_MAX_KIB: u32 = 128 << 10;
+
 /// How much of a file tells whether it is a tar: its first record.
 const HEAD_LEN: u64 = 512;
 
@@ -47,6 +51,10 @@ pub(crate) fn decompress<'a, R: BufRead + 'a>(mut blob: R) -> Result<Box<dyn Rea
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             Box::new(zstd::stream::read::Decoder::with_buffer(blob).map_err(Error::io("read zstd layer"))?)
         }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(blob, true, XZ_MEMORY_MAX_KIB))
+        }
+        [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(blob)),
         _ => Box::new(blob),
     })
 }
