@@ -2,7 +2,7 @@
 //! version 2, whatever this machine has.
 //!
 //! The machine is Debian's kernel for clouds and a file system in memory that is made here: busybox, the programs
-//! that cases call, `ferry` and the cases themselves. Nothing of it is on a disk, nothing of it has a network. It
+//! that cases call, `ferry` and the cases themselves. Clusters are on a disk of its own; it has no network. It
 //! is emulated in software, an order of magnitude slower than the real thing; for that reason it is no part of
 //! `cargo xtask test`.
 
@@ -24,6 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("kubectl", "kubernetes-client"),
     ("curl", "curl"),
+    ("mke2fs", "e2fsprogs"),
 ];
 /// The kernel: any of this name, the newest.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -33,6 +34,8 @@ const PROGRAMS: &[&str] = &["ip", "nft", "kubectl", "curl", "/sbin/modprobe"];
 const DEFAULT: &[&str] = &["[sig-node]"];
 /// Memory of the machine in MiB: the file system is in it, twice for a moment.
 const MEMORY: &str = "6144";
+/// Bytes of its disk, where clusters are; only what is written takes room here.
+const DISK: u64 = 6 << 30;
 /// What the machine says last.
 const END: &str = "the cases ended with ";
 
@@ -56,7 +59,8 @@ mount -t devpts devpts /dev/pts
 mount -t securityfs security /sys/kernel/security
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --make-rshared /
-modprobe -a overlay veth bridge nf_tables nft_chain_nat
+modprobe -a overlay veth bridge nf_tables nft_chain_nat virtio_pci virtio_blk ext4
+mount -t ext4 -o prjquota /dev/vda /tmp
 ip link set lo up
 hostname machine
 cd /work
@@ -81,7 +85,10 @@ pub fn run(names: &[String]) -> anyhow::Result<()> {
     furnish(&root, &kernel, &target.join("debug/ferry"), &cases, names)?;
     let archive = target.join("vm/root.cpio");
     pack(&root, &archive)?;
-    boot(&kernel, &archive)
+    let disk = target.join("vm/disk");
+    std::fs::File::create(&disk)?.set_len(DISK)?;
+    shell::run("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "project,quota", &disk.to_string_lossy()])?;
+    boot(&kernel, &archive, &disk)
 }
 
 fn install() -> anyhow::Result<()> {
@@ -151,6 +158,8 @@ fn furnish(root: &Path, kernel: &str, ferry: &Path, cases: &Path, names: &[Strin
         ("init", INIT.to_owned()),
         ("etc/begin", BEGIN.to_owned()),
         ("etc/cases", format!("deps/conformance{quoted}\n")),
+        // The real one is for a shell that is not here.
+        ("bin/ldd", "#!/bin/sh\nexec /lib64/ld-linux-x86-64.so.2 --list \"$1\"\n".to_owned()),
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n".to_owned()),
         ("etc/group", "root:x:0:\n".to_owned()),
         ("etc/hosts", "127.0.0.1 localhost\n".to_owned()),
@@ -192,7 +201,7 @@ fn pack(root: &Path, archive: &Path) -> anyhow::Result<()> {
 }
 
 /// Starts the machine, shows what it says, and fails when the cases did.
-fn boot(kernel: &str, archive: &Path) -> anyhow::Result<()> {
+fn boot(kernel: &str, archive: &Path, disk: &Path) -> anyhow::Result<()> {
     let mut machine = Command::new("qemu-system-x86_64")
         .args([
             "-accel",
@@ -208,6 +217,8 @@ fn boot(kernel: &str, archive: &Path) -> anyhow::Result<()> {
         ])
         .args(["-nic", "none", "-kernel", &format!("/boot/vmlinuz-{kernel}"), "-initrd"])
         .arg(archive)
+        .arg("-drive")
+        .arg(format!("file={},format=raw,if=virtio", disk.display()))
         .args(["-append", "console=ttyS0 panic=-1 quiet"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
