@@ -33,8 +33,8 @@ fn asked(container: &Container, resource: &str) -> i64 {
     amount.map_or(0, |q| q.value())
 }
 
-/// Requests for a pod's extended resources, given the class behind each. Init containers that end leave theirs to
-/// those that come after.
+/// Requests for a pod's extended resources, given the class behind each, and which containers they are for. Init
+/// containers that end use what those after them have, and share the largest request beyond that.
 pub fn extended_requests(
     pod: &Pod,
     classes: &BTreeMap<String, String>,
@@ -42,68 +42,78 @@ pub fn extended_requests(
     let Some(spec) = &pod.spec else { return (Vec::new(), Vec::new()) };
     let init = spec.init_containers.as_deref().unwrap_or_default();
     let all: Vec<&Container> = init.iter().chain(&spec.containers).collect();
-    let ends = |i: usize| i < init.len() && all[i].restart_policy.as_deref() != Some("Always");
-    let (mut requests, mut mappings): (Vec<DeviceRequest>, Vec<Mapping>) = (Vec::new(), Vec::new());
+    let ends = |i: usize, c: &Container| i < init.len() && c.restart_policy.as_deref() != Some("Always");
+    let (mut requests, mut mappings) = (Vec::new(), Vec::new());
     for (resource, class) in classes {
-        let first = requests.len();
-        // Those that stay have devices of their own; what they have is there for init containers before them.
-        for (i, container) in all.iter().enumerate().filter(|(i, _)| !ends(*i)) {
-            own(&mut requests, &mut mappings, i, container, resource, class, &[]);
+        let mut lasting: Vec<(usize, DeviceRequest)> = Vec::new();
+        for (i, container) in all.iter().enumerate().filter(|(i, c)| !ends(*i, c)) {
+            let (request, own) = one(i, container, resource, class, &[]);
+            lasting.extend(request.map(|request| (i, request)));
+            mappings.extend(own);
         }
-        for (i, container) in all.iter().enumerate().filter(|(i, _)| ends(*i)) {
-            let later = requests[first..].iter().filter(|r| position(&r.name).is_none_or(|at| at > i || ends(at)));
-            let reusable: Vec<DeviceRequest> = later.cloned().collect();
-            own(&mut requests, &mut mappings, i, container, resource, class, &reusable);
+        let mut passing: Vec<DeviceRequest> = Vec::new();
+        let mut of_passing: Vec<Mapping> = Vec::new();
+        for (i, container) in all.iter().enumerate().filter(|(i, c)| ends(*i, c)) {
+            let later: Vec<&DeviceRequest> =
+                lasting.iter().filter(|(at, _)| *at >= i).map(|(_, request)| request).collect();
+            let (request, own) = one(i, container, resource, class, &later);
+            passing.extend(request);
+            of_passing.extend(own);
         }
+        // Of equals the first.
+        let largest = passing.iter().rev().max_by_key(|request| count(request)).cloned();
+        if let Some(largest) = largest {
+            for mapping in &mut of_passing {
+                if passing.iter().any(|request| request.name == mapping.request) {
+                    mapping.request.clone_from(&largest.name);
+                }
+            }
+            requests.push(largest);
+        }
+        requests.extend(lasting.into_iter().map(|(_, request)| request));
+        mappings.extend(of_passing);
     }
     requests.sort_by(|a, b| a.name.cmp(&b.name));
     (requests, mappings)
 }
 
-/// The container of a request, from its name.
-fn position(request: &str) -> Option<usize> {
-    request.strip_prefix("container-")?.split('-').next()?.parse().ok()
+fn count(request: &DeviceRequest) -> i64 {
+    request.exactly.as_ref().and_then(|exact| exact.count).unwrap_or(1)
 }
 
-fn own(
-    requests: &mut Vec<DeviceRequest>,
-    mappings: &mut Vec<Mapping>,
+/// What one container needs of one resource beyond what it may use of others.
+fn one(
     index: usize,
     container: &Container,
     resource: &str,
     class: &str,
-    reusable: &[DeviceRequest],
-) {
-    let mut left = asked(container, resource);
-    let mut map = |request: &str| {
-        mappings.push(Mapping {
-            container: container.name.clone(),
-            resource: resource.to_owned(),
-            request: request.to_owned(),
-        });
+    reusable: &[&DeviceRequest],
+) -> (Option<DeviceRequest>, Vec<Mapping>) {
+    let (mut left, mut mappings) = (asked(container, resource), Vec::new());
+    let map = |request: &str| Mapping {
+        container: container.name.clone(),
+        resource: resource.to_owned(),
+        request: request.to_owned(),
     };
     for request in reusable {
         if left <= 0 {
-            return;
+            break;
         }
-        left -= request.exactly.as_ref().and_then(|exact| exact.count).unwrap_or(1);
-        map(&request.name);
+        left -= count(request);
+        mappings.push(map(&request.name));
     }
     if left <= 0 {
-        return;
+        return (None, mappings);
     }
-    let names = container.resources.iter().flat_map(|r| r.requests.iter().flatten()).map(|(name, _)| name);
-    let place = names.into_iter().position(|name| name == resource).unwrap_or(0);
+    let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let place = requests.into_iter().flatten().position(|(name, _)| name == resource).unwrap_or(0);
     let name = format!("container-{index}-request-{place}");
-    map(&name);
-    requests.push(DeviceRequest {
-        name,
-        exactly: Some(ExactDeviceRequest {
-            device_class_name: class.to_owned(),
-            allocation_mode: Some("ExactCount".into()),
-            count: Some(left),
-            ..ExactDeviceRequest::default()
-        }),
-        first_available: None,
-    });
+    mappings.push(map(&name));
+    let exact = ExactDeviceRequest {
+        device_class_name: class.to_owned(),
+        allocation_mode: Some("ExactCount".into()),
+        count: Some(left),
+        ..ExactDeviceRequest::default()
+    };
+    (Some(DeviceRequest { name, exactly: Some(exact), first_available: None }), mappings)
 }

@@ -332,3 +332,19 @@ fn names_of_claims() {
     assert_eq!(shown(&pod(named)), ["p-own-x true", "c false", odd]);
     assert_eq!(shown(&pod(json!({"resourceClaimStatuses": [{"name": "own"}]})))[0], "-");
 }
+
+#[test]
+fn containers_with_extended_resources() {
+    let container = |name: &str, amount: &str| json!({"name": name, "resources": {"requests": {"cpu": "1", "x/gpu": amount}}});
+    let mut sidecar = container("side", "1");
+    sidecar["restartPolicy"] = "Always".into();
+    let pod = Pod::from_value(json!({"metadata": {"name": "p"}, "spec": {
+        "initContainers": [container("i1", "2"), sidecar, container("i2", "4"), container("i3", "9")],
+        "containers": [container("c", "3")]}}))
+    .unwrap();
+    let (requests, mappings) = extended_requests(&pod, &[("x/gpu".to_owned(), "gpu".to_owned())].into());
+    let shown: Vec<_> = requests.iter().map(|r| format!("{}={}", r.name, r.exactly.as_ref().unwrap().count.unwrap())).collect();
+    assert_eq!(shown, ["container-1-request-1=1", "container-3-request-1=6", "container-4-request-1=3"]);
+    let shown: Vec<_> = mappings.iter().map(|m| format!("{}:{}", m.container, &m.request[10..11])).collect();
+    assert_eq!(shown, ["side:1", "c:4", "i1:1", "i1:4", "i2:4", "i2:3", "i3:4", "i3:3"]);
+}

@@ -9,6 +9,7 @@
 
 pub mod cache;
 pub mod cycle;
+pub mod devices;
 pub mod framework;
 pub mod labels;
 pub mod node_info;
@@ -18,6 +19,7 @@ pub mod preemption;
 pub mod queue;
 pub mod resources;
 pub mod run;
+mod run_devices;
 mod run_volumes;
 pub mod state;
 pub mod storage;
