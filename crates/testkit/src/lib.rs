@@ -10,6 +10,7 @@ pub mod clients;
 pub mod cluster;
 pub mod containerd;
 pub mod csi;
+pub mod dra;
 pub mod hook;
 pub mod image;
 pub mod kinds;

@@ -83,9 +83,8 @@ impl Drivers {
         let params = ListParams { field_selector: selector, ..ListParams::default() };
         let mut failures = 0;
         loop {
-            let deleted =
-                self.client.delete_collection(&ResourceSlice::GVR, "", &DeleteParams::default(), &params);
-            match deleted.await {
+            let options = DeleteParams::default();
+            match self.client.delete_collection(&ResourceSlice::GVR, "", &options, &params).await {
                 Ok(_) => return,
                 Err(error) if error.is_not_found() => return,
                 Err(error) => tracing::debug!(driver, %error, "slices could not be deleted"),
