@@ -26,5 +26,7 @@ pub mod storage;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_devices;
 
 pub use run::{SCHEDULER_NAME, run};

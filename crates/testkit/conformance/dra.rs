@@ -31,7 +31,10 @@ fn publish(s: &Scope<'_>, driver: &Driver, devices: &[&str]) -> anyhow::Result<(
     Ok(())
 }
 
+/// Takes away what the namespace does not, while the driver is still there.
 fn cleanup(s: &Scope<'_>) {
+    s.delete_all("pods", "").ok();
+    until(s, "end of the pods", || s.list("pods", "").is_ok_and(|all| all.is_empty())).ok();
     s.delete("resourceslices", &s.namespace, &DeleteParams::default()).ok();
     s.delete("deviceclasses", &s.namespace, &DeleteParams::default()).ok();
 }

@@ -156,7 +156,7 @@ impl Worker {
             }
         }
         if let Err(error) = agent.dra.unprepare(pod.uid()).await {
-            tracing::warn!(pod = spec::describe(pod), error, "claims are still prepared");
+            tracing::debug!(pod = spec::describe(pod), error, "claims are still prepared");
             return false;
         }
         if let Err(error) = agent.volumes.unpublish(&self.dirs).await {
