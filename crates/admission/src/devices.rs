@@ -56,7 +56,9 @@ impl Plugin for AdminAccess {
             ("resourceclaims", "", "CREATE") => asked(&spec["devices"], "spec.devices"),
             ("resourceclaimtemplates", "", "CREATE") => asked(&spec["spec"]["devices"], "spec.spec.devices"),
             // What was given before may stay.
-            ("resourceclaims", "status", "UPDATE") if old.is_none_or(|old| given(old).is_empty()) => given(object),
+            ("resourceclaims", "status", "UPDATE") if old.is_none_or(|old| given(old).is_empty()) => {
+                given(object)
+            }
             _ => return Ok(()),
         };
         if paths.is_empty() {
@@ -66,11 +68,12 @@ impl Plugin for AdminAccess {
         if namespace["metadata"]["labels"][LABEL] == "true" {
             return Ok(());
         }
-        let why = format!(
-            "admin access to devices requires the `{LABEL}: true` label on the containing namespace"
-        );
-        let errors: Vec<FieldError> = paths.into_iter().map(|path| FieldError::forbidden(path, &why)).collect();
-        let kind = if request.resource == "resourceclaims" { "ResourceClaim" } else { "ResourceClaimTemplate" };
+        let why =
+            format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
+        let errors: Vec<FieldError> =
+            paths.into_iter().map(|path| FieldError::forbidden(path, &why)).collect();
+        let kind =
+            if request.resource == "resourceclaims" { "ResourceClaim" } else { "ResourceClaimTemplate" };
         Err(Status::invalid(request.group, kind, request.name, &errors))
     }
 }
@@ -86,14 +89,16 @@ mod tests {
     #[test]
     fn only_in_marked_namespaces() {
         let user = UserInfo::authenticated("u", &[]);
-        let of = |labels: Value| Fixed(vec![("namespaces", "", "n", json!({"metadata": {"labels": labels}}))]);
+        let of =
+            |labels: Value| Fixed(vec![("namespaces", "", "n", json!({"metadata": {"labels": labels}}))]);
         let mut request = create("resourceclaims", "n", &user);
         request.group = "resource.k8s.io";
         let claim = |admin: bool| {
             let value = json!({"spec": {"devices": {"requests": [{"name": "r", "exactly": {"adminAccess": admin}}]}}});
             value.as_object().unwrap().clone()
         };
-        let judge = |claim: &Object, cluster: &Fixed| AdminAccess.validate(&request, Some(claim), None, cluster);
+        let judge =
+            |claim: &Object, cluster: &Fixed| AdminAccess.validate(&request, Some(claim), None, cluster);
         assert!(judge(&claim(false), &of(json!({}))).is_ok());
         assert!(judge(&claim(true), &of(json!({LABEL: "true"}))).is_ok());
         let refused = judge(&claim(true), &of(json!({}))).unwrap_err().to_json().to_string();

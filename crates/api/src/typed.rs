@@ -1,8 +1,8 @@
 //! The `Typed` trait and its table: one row per kind that some component decides about.
 
 use k8s_openapi::api::{
-    apps, autoscaling, batch, certificates, coordination, core, discovery, networking, policy, rbac, resource,
-    storage,
+    apps, autoscaling, batch, certificates, coordination, core, discovery, networking, policy, rbac,
+    resource, storage,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meta::{Gvk, Gvr};

@@ -84,9 +84,8 @@ impl Registry {
 
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let named = |path: &PathBuf| {
-        matches!(path.extension().and_then(|e| e.to_str()), Some("json" | "yaml" | "yml"))
-    };
+    let named =
+        |path: &PathBuf| matches!(path.extension().and_then(|e| e.to_str()), Some("json" | "yaml" | "yml"));
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(named).take(FILES_MAX).collect();
     files.sort();
     files
@@ -134,12 +133,14 @@ mod tests {
         fs::write(low.path().join("bad.json"), "{").unwrap();
         fs::write(low.path().join("old.json"), JSON.replace("0.6.0", "9.0.0").replace("gpu", "old")).unwrap();
         let registry = Registry::new([low.path().to_owned(), high.path().to_owned()]);
-        let edits = registry.edits(&names(&["vendor.com/gpu=a", "vendor.com/gpu=b", "vendor.com/nic=n0"])).unwrap();
+        let edits =
+            registry.edits(&names(&["vendor.com/gpu=a", "vendor.com/gpu=b", "vendor.com/nic=n0"])).unwrap();
         assert_eq!(edits.env, ["ALL=1", "A=1", "B=1", "NIC=n0"]);
         assert_eq!((edits.gids.as_slice(), edits.hooks.len()), ([44].as_slice(), 1));
         assert_eq!((edits.mounts.len(), edits.mounts[0].readonly), (1, true));
         assert_eq!(edits.devices[0].host_path, Path::new("/dev/null"));
-        let error = registry.edits(&names(&["vendor.com/gpu=z", "nonsense", "vendor.com/old=a"])).unwrap_err();
+        let error =
+            registry.edits(&names(&["vendor.com/gpu=z", "nonsense", "vendor.com/old=a"])).unwrap_err();
         assert_eq!(
             error.to_string(),
             "CDI device injection failed: unresolvable CDI devices vendor.com/gpu=z, nonsense, vendor.com/old=a"

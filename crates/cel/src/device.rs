@@ -197,7 +197,10 @@ mod tests {
             ("device.attributes['nowhere.org'].fast", "Err(\"no such key: fast\")"),
             ("device.attributes['gpu.example.com'].driverVersion.isGreaterThan(semver('1.2.0'))", "Ok(true)"),
             ("device.capacity['gpu.example.com'].memory.compareTo(quantity('80Gi')) == 0", "Ok(true)"),
-            ("cel.bind(a, device.attributes['gpu.example.com'], a.index == 3 && a.model == 'a100')", "Ok(true)"),
+            (
+                "cel.bind(a, device.attributes['gpu.example.com'], a.index == 3 && a.model == 'a100')",
+                "Ok(true)",
+            ),
             ("device.allowMultipleAllocations", "Ok(false)"),
         ];
         for (source, expected) in cases {
@@ -211,7 +214,10 @@ mod tests {
     fn mistakes() {
         let of = |source: &str| Selector::compile(source).unwrap_err();
         assert_eq!(of("1 + 1"), "must evaluate to bool or the unknown type, not int");
-        assert!(of("noSuchVar").starts_with("compilation failed: ERROR: <input>:1:1: undeclared reference to 'noSuchVar'"));
+        assert!(
+            of("noSuchVar")
+                .starts_with("compilation failed: ERROR: <input>:1:1: undeclared reference to 'noSuchVar'")
+        );
         assert!(of("device.name == 'x'").contains("undefined field 'name'"));
         let many = "device.attributes.all(a, device.attributes.all(b, device.attributes.all(c, device.attributes.all(d, a + b + c + d == 'x'))))";
         assert!(Selector::compile(many).unwrap().cost() > COST_MAX);

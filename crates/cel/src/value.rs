@@ -350,7 +350,9 @@ impl<'a> Map<'a> {
                 Some(Value::json(json, &declared))
             }
             Map::Json(map, ty) => map.get(name).map(|json| Value::json(json, value_type(ty))),
-            Map::Made(_) | Map::Domains(_) | Map::Struct(..) => self.get(&Key::String(Text::Shared(name.into()))),
+            Map::Made(_) | Map::Domains(_) | Map::Struct(..) => {
+                self.get(&Key::String(Text::Shared(name.into())))
+            }
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use api::k8s_openapi::api::resource::v1::{CapacityRequestPolicy, CapacityRequirements, Device, DeviceCapacity};
+use api::k8s_openapi::api::resource::v1::{
+    CapacityRequestPolicy, CapacityRequirements, Device, DeviceCapacity,
+};
 use api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use meta::Quantity;
 
@@ -41,7 +43,10 @@ fn violates(amount: Quantity, policy: Option<&CapacityRequestPolicy>) -> bool {
     }
     if let Some(range) = &policy.valid_range {
         let above = range.max.as_ref().is_some_and(|most| amount > parse(most));
-        let between = range.step.as_ref().is_some_and(|step| amount.stepped_up(parse(&range.min), parse(step)) != amount);
+        let between = range
+            .step
+            .as_ref()
+            .is_some_and(|step| amount.stepped_up(parse(&range.min), parse(step)) != amount);
         return above || between;
     }
     let mut values = policy.valid_values.iter().flatten().peekable();

@@ -32,7 +32,13 @@ impl<'a> Constraint<'a> {
     }
 
     /// Adds a device; false, and nothing is added, if it breaks the constraint.
-    pub fn add(&mut self, request: &str, alternative: Option<&str>, driver: &str, device: &'a Device) -> bool {
+    pub fn add(
+        &mut self,
+        request: &str,
+        alternative: Option<&str>,
+        driver: &str,
+        device: &'a Device,
+    ) -> bool {
         if !self.concerns(request, alternative) {
             return true;
         }

@@ -100,7 +100,12 @@ pub(crate) fn gather<'a>(slices: &'a Slices, node: &Node) -> Vec<Pool<'a>> {
     pools
 }
 
-fn build<'a>(driver: &'a str, name: &'a str, own: Vec<&'a ResourceSlice>, all: &[&'a ResourceSlice]) -> Pool<'a> {
+fn build<'a>(
+    driver: &'a str,
+    name: &'a str,
+    own: Vec<&'a ResourceSlice>,
+    all: &[&'a ResourceSlice],
+) -> Pool<'a> {
     let counts = |slice: &&ResourceSlice| slice.spec.shared_counters.as_ref().is_some_and(|c| !c.is_empty());
     let mut pool = Pool { driver, name, ..Pool::default() };
     let here: BTreeSet<&str> = own.iter().map(|slice| slice.name()).collect();

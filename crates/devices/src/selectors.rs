@@ -46,7 +46,8 @@ fn attribute(value: &DeviceAttribute) -> Option<Attribute<'_>> {
 /// A device as selectors see it.
 pub(crate) fn view<'a>(driver: &'a str, device: &'a Device) -> Result<cel::device::Device<'a>, String> {
     let attributes = device.attributes.iter().flatten().map(|(name, value)| {
-        let value = attribute(value).ok_or_else(|| format!("attribute {name}: unsupported attribute value"))?;
+        let value =
+            attribute(value).ok_or_else(|| format!("attribute {name}: unsupported attribute value"))?;
         Ok((name.as_str(), value))
     });
     let zero = Quantity::from_units(0);

@@ -25,7 +25,8 @@ fn devices(names: &[&str]) -> Value {
 }
 
 fn claim(name: &str, devices: Value) -> Arc<ResourceClaim> {
-    let value = json!({"metadata": {"name": name, "namespace": "n", "uid": name}, "spec": {"devices": devices}});
+    let value =
+        json!({"metadata": {"name": name, "namespace": "n", "uid": name}, "spec": {"devices": devices}});
     Arc::new(ResourceClaim::from_value(value).unwrap())
 }
 
@@ -117,7 +118,10 @@ fn requests() {
         (json!({"requests": [exactly("r", json!({"count": 3}))]}), "r=a r=b r=c"),
         (json!({"requests": [exactly("r", json!({"count": 5}))]}), "none"),
         (json!({"requests": [exactly("r", json!({"allocationMode": "All"}))]}), "r=a r=b r=c r=d"),
-        (json!({"requests": [exactly("r", json!({"deviceClassName": "odd", "allocationMode": "All"}))]}), "r=b r=d"),
+        (
+            json!({"requests": [exactly("r", json!({"deviceClassName": "odd", "allocationMode": "All"}))]}),
+            "r=b r=d",
+        ),
         (
             json!({"requests": [exactly("r", json!({"selectors": cel("device.attributes['d.io'].index > 1")}))]}),
             "r=c",
@@ -143,7 +147,10 @@ fn requests() {
                 "constraints": [{"distinctAttribute": "d.io/numa"}]}),
             "x=a x=c",
         ),
-        (json!({"requests": [exactly("x", json!({}))], "constraints": [{"matchAttribute": "d.io/none"}]}), "none"),
+        (
+            json!({"requests": [exactly("x", json!({}))], "constraints": [{"matchAttribute": "d.io/none"}]}),
+            "none",
+        ),
         (
             json!({"requests": [{"name": "r", "firstAvailable": [
                 {"name": "big", "deviceClassName": "any", "count": 5},
@@ -196,8 +203,11 @@ fn what_is_taken_is_taken_but_not_from_administrators() {
 #[test]
 fn pools_have_to_be_whole() {
     let part = |name: &str, generation: i64, count: i64, device: &str| {
-        slice(name, json!({"nodeName": "n1", "devices": devices(&[device]),
-            "pool": {"name": "p", "generation": generation, "resourceSliceCount": count}}))
+        slice(
+            name,
+            json!({"nodeName": "n1", "devices": devices(&[device]),
+            "pool": {"name": "p", "generation": generation, "resourceSliceCount": count}}),
+        )
     };
     let one = [claim("c", json!({"requests": [exactly("r", json!({}))]}))];
     let all = [claim("c", json!({"requests": [exactly("r", json!({"allocationMode": "All"}))]}))];
@@ -220,18 +230,28 @@ fn places() {
     let term = json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]});
     let per_device = json!([{"name": "x", "nodeName": "n1"}, {"name": "y", "allNodes": true}]);
     let cases = [
-        (json!({"nodeName": "n1", "devices": devices(&["a"])}), json!({"nodeSelectorTerms": [{"matchFields":
-            [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]})),
+        (
+            json!({"nodeName": "n1", "devices": devices(&["a"])}),
+            json!({"nodeSelectorTerms": [{"matchFields":
+            [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]}),
+        ),
         (json!({"allNodes": true, "devices": devices(&["a"])}), Value::Null),
         (json!({"nodeSelector": term, "devices": devices(&["a"])}), term.clone()),
-        (json!({"perDeviceNodeSelection": true, "devices": per_device}), json!({"nodeSelectorTerms": [{"matchFields":
-            [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]})),
+        (
+            json!({"perDeviceNodeSelection": true, "devices": per_device}),
+            json!({"nodeSelectorTerms": [{"matchFields":
+            [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]}),
+        ),
     ];
     for (spec, expected) in cases {
         let world = World::new(&[slice("s", spec.clone())]);
         let claims = [claim("c", json!({"requests": [exactly("r", json!({}))]}))];
         let result = world.allocate("n1", &claims).unwrap().unwrap().remove(0);
-        assert_eq!(result.node_selector.map_or(Value::Null, |s| serde_json::to_value(s).unwrap()), expected, "{spec}");
+        assert_eq!(
+            result.node_selector.map_or(Value::Null, |s| serde_json::to_value(s).unwrap()),
+            expected,
+            "{spec}"
+        );
     }
 }
 
@@ -254,12 +274,20 @@ fn taints_and_rules() {
 
 #[test]
 fn counters_are_shared() {
-    let counters = slice("c", json!({"allNodes": true, "sharedCounters": [{"name": "set", "counters": {"mem": {"value": "40Gi"}}}],
-        "pool": {"name": "p", "generation": 1, "resourceSliceCount": 2}}));
-    let part = |name: &str, amount: &str| json!({"name": name,
-        "consumesCounters": [{"counterSet": "set", "counters": {"mem": {"value": amount}}}]});
-    let parts = slice("s", json!({"nodeName": "n1", "devices": [part("a", "30Gi"), part("b", "20Gi"), part("c", "20Gi")],
-        "pool": {"name": "p", "generation": 1, "resourceSliceCount": 2}}));
+    let counters = slice(
+        "c",
+        json!({"allNodes": true, "sharedCounters": [{"name": "set", "counters": {"mem": {"value": "40Gi"}}}],
+        "pool": {"name": "p", "generation": 1, "resourceSliceCount": 2}}),
+    );
+    let part = |name: &str, amount: &str| {
+        json!({"name": name,
+        "consumesCounters": [{"counterSet": "set", "counters": {"mem": {"value": amount}}}]})
+    };
+    let parts = slice(
+        "s",
+        json!({"nodeName": "n1", "devices": [part("a", "30Gi"), part("b", "20Gi"), part("c", "20Gi")],
+        "pool": {"name": "p", "generation": 1, "resourceSliceCount": 2}}),
+    );
     let mut world = World::new(&[counters, parts]);
     let ask = |count: i64| [claim("c", json!({"requests": [exactly("r", json!({"count": count}))]}))];
     assert_eq!(world.shown("n1", &ask(2)), "r=b r=c");
@@ -275,7 +303,9 @@ fn capacity_is_shared() {
     let device = json!([{"name": "a", "allowMultipleAllocations": true,
         "capacity": {"mem": {"value": "4Gi", "requestPolicy": policy}}}]);
     let mut world = World::new(&[slice("s", json!({"nodeName": "n1", "devices": device}))]);
-    let ask = |amount: &str| [claim("c", json!({"requests": [exactly("r", json!({"capacity": {"requests": {"mem": amount}}}))]}))];
+    let ask = |amount: &str| {
+        [claim("c", json!({"requests": [exactly("r", json!({"capacity": {"requests": {"mem": amount}}}))]}))]
+    };
     let given = world.allocate("n1", &ask("1500Mi")).unwrap().unwrap().remove(0);
     let result = given.devices.as_ref().unwrap().results.as_ref().unwrap()[0].clone();
     assert_eq!(result.consumed_capacity.unwrap()["mem"].0, "2Gi");
@@ -283,7 +313,11 @@ fn capacity_is_shared() {
     world.taken.add(&given);
     assert_eq!(world.shown("n1", &ask("2Gi")), "r=a");
     assert_eq!(world.shown("n1", &ask("3Gi")), "none");
-    assert_eq!(world.shown("n1", &[claim("c", json!({"requests": [exactly("r", json!({"count": 2}))]}))]), "none", "a request gets a device once");
+    assert_eq!(
+        world.shown("n1", &[claim("c", json!({"requests": [exactly("r", json!({"count": 2}))]}))]),
+        "none",
+        "a request gets a device once"
+    );
     let two = json!({"requests": [exactly("x", json!({})), exactly("y", json!({}))]});
     assert_eq!(world.shown("n1", &[claim("c", two)]), "x=a y=a");
 }
@@ -296,7 +330,8 @@ fn configuration_of_classes_and_claims() {
         "config": [{"requests": ["y"], "opaque": opaque(1)}, {"opaque": opaque(2)}, {"requests": ["x", "y"], "opaque": opaque(3)}]});
     let result = world.allocate("n1", &[claim("c", asked)]).unwrap().unwrap().remove(0);
     let config = result.devices.unwrap().config.unwrap();
-    let shown: Vec<_> = config.iter().map(|c| format!("{} {:?}", c.source, c.requests.clone().unwrap_or_default())).collect();
+    let shown: Vec<_> =
+        config.iter().map(|c| format!("{} {:?}", c.source, c.requests.clone().unwrap_or_default())).collect();
     assert_eq!(shown, ["FromClass [\"x\"]", "FromClaim [\"y\"]", "FromClaim []", "FromClaim []"]);
 }
 
@@ -343,7 +378,10 @@ fn containers_with_extended_resources() {
         "containers": [container("c", "3")]}}))
     .unwrap();
     let (requests, mappings) = extended_requests(&pod, &[("x/gpu".to_owned(), "gpu".to_owned())].into());
-    let shown: Vec<_> = requests.iter().map(|r| format!("{}={}", r.name, r.exactly.as_ref().unwrap().count.unwrap())).collect();
+    let shown: Vec<_> = requests
+        .iter()
+        .map(|r| format!("{}={}", r.name, r.exactly.as_ref().unwrap().count.unwrap()))
+        .collect();
     assert_eq!(shown, ["container-1-request-1=1", "container-3-request-1=6", "container-4-request-1=3"]);
     let shown: Vec<_> = mappings.iter().map(|m| format!("{}:{}", m.container, &m.request[10..11])).collect();
     assert_eq!(shown, ["side:1", "c:4", "i1:1", "i1:4", "i2:4", "i2:3", "i3:4", "i3:3"]);

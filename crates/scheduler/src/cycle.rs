@@ -191,7 +191,8 @@ pub fn schedule(
             Err((plugin, refusal)) if refusal.fatal => {
                 diagnosis.plugins = 1 << plugin;
                 let name = PLUGINS.get(plugin).map_or("", |plugin| plugin.name);
-                diagnosis.failed = Some(format!("running {name:?} filter plugin: {}", refusal.reasons.join(", ")));
+                diagnosis.failed =
+                    Some(format!("running {name:?} filter plugin: {}", refusal.reasons.join(", ")));
                 return Outcome::Nowhere(Box::new(diagnosis), Box::new(state));
             }
             Err((plugin, refusal)) => diagnosis.note(position, plugin, refusal),

@@ -5,7 +5,9 @@ use std::ops::BitOr;
 
 use crate::cache::Cache;
 use crate::node_info::NodeInfo;
-use crate::plugins::{dynamic_resources, inter_pod_affinity, topology_spread, volume_binding, volume_restrictions};
+use crate::plugins::{
+    dynamic_resources, inter_pod_affinity, topology_spread, volume_binding, volume_restrictions,
+};
 use crate::pod_info::PodInfo;
 
 /// Best score of one plugin.

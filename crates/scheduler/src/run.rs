@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use stdx::{Clock, Random};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::plugins::dynamic_resources;
 use crate::pod_info::PodInfo;
 use crate::preemption::{Budget, Room};
-use crate::plugins::dynamic_resources;
 use crate::queue::Queued;
 use crate::run_devices::Written;
 use crate::state::{Decision, State};

@@ -110,7 +110,9 @@ impl Shell {
                 return Err(format!("claim {key} got deleted in the meantime"));
             }
             match (&reserve.allocation, claims::allocation(&claim)) {
-                (Some(_), Some(_)) => return Err(format!("claim {key} got allocated elsewhere in the meantime")),
+                (Some(_), Some(_)) => {
+                    return Err(format!("claim {key} got allocated elsewhere in the meantime"));
+                }
                 (None, None) => return Err(format!("claim {key} got deallocated elsewhere in the meantime")),
                 _ => {}
             }
@@ -163,7 +165,12 @@ impl Shell {
     }
 
     /// Writes into a pod's status which claim stands behind its extended resources.
-    async fn note_extended(&self, pod: &PodInfo, claim: &ResourceClaim, mappings: &[Mapping]) -> Result<(), String> {
+    async fn note_extended(
+        &self,
+        pod: &PodInfo,
+        claim: &ResourceClaim,
+        mappings: &[Mapping],
+    ) -> Result<(), String> {
         let mappings: Vec<Value> = mappings
             .iter()
             .map(|m| json!({"containerName": m.container, "resourceName": m.resource, "requestName": m.request}))
@@ -173,7 +180,9 @@ impl Shell {
         let patch = Patch::Strategic(json!({"metadata": {"uid": pod.pod.uid()}, "status": status}));
         let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
         let outcome = self.client.patch(&Pod::GVR, namespace, name, "status", &patch).await;
-        outcome.map(drop).map_err(|error| format!("update pod {} ExtendedResourceClaimStatus: {error}", pod.key))
+        outcome
+            .map(drop)
+            .map_err(|error| format!("update pod {} ExtendedResourceClaimStatus: {error}", pod.key))
     }
 
     /// Waits until devices that have to become ready are.
@@ -309,9 +318,7 @@ mod tests {
                 {"allocation": {"devices": {"results": [result]}}, "devices": [status]}}))
             .unwrap()
         };
-        let condition = |name: &str, status: &str| {
-            json!([{"type": name, "status": status, "reason": "Why", "message": "because", "lastTransitionTime": "2026-01-01T00:00:00Z"}])
-        };
+        let condition = |name: &str, status: &str| json!([{"type": name, "status": status, "reason": "Why", "message": "because", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
         assert_eq!(readiness(&claim(json!([]))), Ok(false));
         assert_eq!(readiness(&claim(condition("Ready", "False"))), Ok(false));
         assert_eq!(readiness(&claim(condition("Ready", "True"))), Ok(true));

@@ -10,8 +10,8 @@ use stdx::Random;
 
 use crate::cache::Cache;
 use crate::cycle::{self, Nominated, Outcome};
-use crate::framework::Changes;
 use crate::devices;
+use crate::framework::Changes;
 use crate::plugins::{dynamic_resources, scheduling_gates, volume_binding};
 use crate::pod_info::PodInfo;
 use crate::preemption::{self, Budget, Room, Verdict};
@@ -208,7 +208,8 @@ impl State {
             return;
         }
         let cache = &self.cache;
-        let ready = |(_, info): &(&Arc<str>, &Arc<PodInfo>)| dynamic_resources::blocked(cache, info).is_none();
+        let ready =
+            |(_, info): &(&Arc<str>, &Arc<PodInfo>)| dynamic_resources::blocked(cache, info).is_none();
         let free: Vec<Arc<str>> = self.held.iter().filter(ready).map(|(uid, _)| uid.clone()).collect();
         for info in free.iter().filter_map(|uid| self.held.remove(uid)) {
             self.queue.add(info, now);

@@ -60,8 +60,13 @@ impl World {
             None => "-".into(),
             Some(Decision::Bind { node, devices, .. }) => {
                 let one = |reserve: &crate::devices::Reserve| {
-                    let given = reserve.allocation.iter().flat_map(|a| a.devices.clone().unwrap().results.unwrap());
-                    format!(" {}={}", reserve.claim.name(), given.map(|r| r.device).collect::<Vec<_>>().join("+"))
+                    let given =
+                        reserve.allocation.iter().flat_map(|a| a.devices.clone().unwrap().results.unwrap());
+                    format!(
+                        " {}={}",
+                        reserve.claim.name(),
+                        given.map(|r| r.device).collect::<Vec<_>>().join("+")
+                    )
                 };
                 node + &devices.iter().map(one).collect::<String>()
             }
@@ -124,7 +129,12 @@ fn a_claim_that_is_out_of_reach_is_made_free() {
     world.claim("c1", 1, json!({"allocation": {"nodeSelector": on("gone")}}));
     world.pod("p", &["c1"], json!({}));
     let said = world.decide();
-    assert!(said.contains("2 resourceclaim not available on the node. deallocation of ResourceClaim completed, preemption:"), "{said}");
+    assert!(
+        said.contains(
+            "2 resourceclaim not available on the node. deallocation of ResourceClaim completed, preemption:"
+        ),
+        "{said}"
+    );
     assert!(said.ends_with("free c1"), "{said}");
 }
 

@@ -13,11 +13,15 @@ use testkit::{Case, Scope};
 /// A driver of a case's own, known to the kubelet, with a class.
 fn driver(s: &Scope<'_>) -> anyhow::Result<Driver> {
     let name = format!("{}.dra.example.com", s.namespace);
-    let driver = Driver::start(&name, &s.data().join(format!("dra/{}", s.namespace)), &s.data().join("kubelet"))?;
+    let driver =
+        Driver::start(&name, &s.data().join(format!("dra/{}", s.namespace)), &s.data().join("kubelet"))?;
     until(s, "registration", || driver.calls().iter().any(|c| c["call"] == "registered" && c["ok"] == true))?;
     let expression = format!("device.driver == \"{name}\"");
-    s.create("deviceclasses", json!({"metadata": {"name": s.namespace}, "spec":
-        {"selectors": [{"cel": {"expression": expression}}]}}))?;
+    s.create(
+        "deviceclasses",
+        json!({"metadata": {"name": s.namespace}, "spec":
+        {"selectors": [{"cel": {"expression": expression}}]}}),
+    )?;
     Ok(driver)
 }
 
@@ -25,9 +29,12 @@ fn driver(s: &Scope<'_>) -> anyhow::Result<Driver> {
 fn publish(s: &Scope<'_>, driver: &Driver, devices: &[&str]) -> anyhow::Result<()> {
     let node = s.list("nodes", "")?[0]["metadata"]["name"].clone();
     let one = |name: &&str| json!({"name": name, "attributes": {"model": {"string": "a"}}});
-    s.create("resourceslices", json!({"metadata": {"name": s.namespace}, "spec": {"driver": driver.name, "nodeName": node,
+    s.create(
+        "resourceslices",
+        json!({"metadata": {"name": s.namespace}, "spec": {"driver": driver.name, "nodeName": node,
         "pool": {"name": "pool", "generation": 1, "resourceSliceCount": 1},
-        "devices": devices.iter().map(one).collect::<Vec<_>>()}}))?;
+        "devices": devices.iter().map(one).collect::<Vec<_>>()}}),
+    )?;
     Ok(())
 }
 
@@ -44,8 +51,11 @@ fn asks(s: &Scope<'_>) -> Value {
 }
 
 fn template(s: &Scope<'_>, name: &str) -> anyhow::Result<()> {
-    s.create("resourceclaimtemplates", json!({"metadata": {"name": name}, "spec": {"metadata": {"labels": {"a": "b"}},
-        "spec": asks(s)}}))?;
+    s.create(
+        "resourceclaimtemplates",
+        json!({"metadata": {"name": name}, "spec": {"metadata": {"labels": {"a": "b"}},
+        "spec": asks(s)}}),
+    )?;
     Ok(())
 }
 
@@ -94,7 +104,10 @@ fn inline(s: &Scope<'_>) -> anyhow::Result<()> {
     ensure!(metadata["labels"]["a"] == "b" && metadata["ownerReferences"][0]["name"] == "p", "{metadata}");
     ensure!(metadata["finalizers"][0] == "resource.kubernetes.io/delete-protection", "{metadata}");
     let result = &claim["status"]["allocation"]["devices"]["results"][0];
-    ensure!(result["driver"] == *driver.name && result["device"] == "one" && result["request"] == "r", "{result}");
+    ensure!(
+        result["driver"] == *driver.name && result["device"] == "one" && result["request"] == "r",
+        "{result}"
+    );
     ensure!(claim["status"]["reservedFor"][0]["name"] == "p", "{claim}");
     let log = s.logs("p", "main")?;
     ensure!(log.contains(&format!("claim={name}")) && log.contains("/dev/from-claim"), "{log}");
@@ -124,7 +137,9 @@ fn shared(s: &Scope<'_>) -> anyhow::Result<()> {
     s.delete("pods", "a", &DeleteParams::default())?;
     s.wait_gone("pods", "a")?;
     ensure!(driver.count("unprepare", "c") == 0, "the other pod still uses it");
-    s.wait_any("resourceclaims", "c", "one user", |c| c["status"]["reservedFor"].as_array().map_or(0, Vec::len) == 1)?;
+    s.wait_any("resourceclaims", "c", "one user", |c| {
+        c["status"]["reservedFor"].as_array().map_or(0, Vec::len) == 1
+    })?;
     s.delete("pods", "b", &DeleteParams::default())?;
     s.wait_gone("pods", "b")?;
     ensure!(driver.count("unprepare", "c") == 1, "{:?}", driver.calls());
@@ -139,7 +154,12 @@ fn waits(s: &Scope<'_>) -> anyhow::Result<()> {
     let driver = driver(s)?;
     template(s, "t")?;
     s.create("pods", user("p", "sleep 1000", true, "t"))?;
-    told(s, "p", "FailedScheduling", "0/1 nodes are available: 1 cannot allocate all claims. still not schedulable, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.")?;
+    told(
+        s,
+        "p",
+        "FailedScheduling",
+        "0/1 nodes are available: 1 cannot allocate all claims. still not schedulable, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
+    )?;
     publish(s, &driver, &["one"])?;
     s.pod_ready("p")?;
     // The only device is taken.
@@ -170,10 +190,19 @@ fn retries(s: &Scope<'_>) -> anyhow::Result<()> {
     driver.fail("the device is asleep");
     template(s, "t")?;
     s.create("pods", user("p", "sleep 1000", true, "t"))?;
-    told(s, "p", "FailedPrepareDynamicResources", "Failed to prepare dynamic resources: prepare dynamic resources: NodePrepareResources failed for ResourceClaim p-gpu-")?;
+    told(
+        s,
+        "p",
+        "FailedPrepareDynamicResources",
+        "Failed to prepare dynamic resources: prepare dynamic resources: NodePrepareResources failed for ResourceClaim p-gpu-",
+    )?;
     told(s, "p", "FailedPrepareDynamicResources", ": the device is asleep")?;
     let waiting = s.get("pods", "p")?;
-    ensure!(!condition(&waiting, "Ready") && waiting["status"]["phase"] == "Pending", "{}", waiting["status"]);
+    ensure!(
+        !condition(&waiting, "Ready") && waiting["status"]["phase"] == "Pending",
+        "{}",
+        waiting["status"]
+    );
     driver.fail("");
     s.pod_ready("p")?;
     ensure!(driver.count("prepare", "") >= 2, "{:?}", driver.calls());
@@ -202,7 +231,12 @@ fn missing_template(s: &Scope<'_>) -> anyhow::Result<()> {
     let driver = driver(s)?;
     publish(s, &driver, &["one"])?;
     s.create("pods", user("p", "sleep 1000", true, "t"))?;
-    told(s, "p", "FailedResourceClaimCreation", "PodResourceClaim gpu: resource claim template \"t\": resourceclaimtemplate.resource.k8s.io \"t\" not found")?;
+    told(
+        s,
+        "p",
+        "FailedResourceClaimCreation",
+        "PodResourceClaim gpu: resource claim template \"t\": resourceclaimtemplate.resource.k8s.io \"t\" not found",
+    )?;
     template(s, "t")?;
     s.pod_ready("p")?;
     cleanup(s);
@@ -231,7 +265,8 @@ fn extended(s: &Scope<'_>) -> anyhow::Result<()> {
 
 fn refused(s: &Scope<'_>) -> anyhow::Result<()> {
     let bad = |devices: Value| {
-        let made = s.create("resourceclaims", json!({"metadata": {"name": "bad"}, "spec": {"devices": devices}}));
+        let made =
+            s.create("resourceclaims", json!({"metadata": {"name": "bad"}, "spec": {"devices": devices}}));
         made.err().map(|error| error.to_string()).unwrap_or_default()
     };
     let exact = |more: Value| {
@@ -242,11 +277,15 @@ fn refused(s: &Scope<'_>) -> anyhow::Result<()> {
     let said = bad(exact(json!({"selectors": [{"cel": {"expression": "device.nope"}}]})));
     ensure!(said.contains("spec.devices.requests[0].exactly.selectors[0].cel.expression: Invalid value: \"device.nope\": compilation failed: ERROR: <input>:1:7: undefined field 'nope'"), "{said}");
     let said = bad(exact(json!({"count": -1})));
-    ensure!(said.contains("spec.devices.requests[0].exactly.count: Invalid value: -1: must be greater than zero"), "{said}");
+    ensure!(
+        said.contains("spec.devices.requests[0].exactly.count: Invalid value: -1: must be greater than zero"),
+        "{said}"
+    );
     s.create("resourceclaims", json!({"metadata": {"name": "c"}, "spec": {"devices": exact(json!({}))}}))?;
     let changed = s.merge("resourceclaims", "c", "", json!({"spec": {"devices": {"config": []}}}));
     ensure!(changed.is_ok(), "nothing has changed");
-    let changed = s.merge("resourceclaims", "c", "", json!({"spec": {"devices": exact(json!({"count": 2}))}}));
+    let changed =
+        s.merge("resourceclaims", "c", "", json!({"spec": {"devices": exact(json!({"count": 2}))}}));
     let said = changed.err().map(|error| error.to_string()).unwrap_or_default();
     ensure!(said.contains("field is immutable"), "{said}");
     Ok(())
@@ -255,12 +294,24 @@ fn refused(s: &Scope<'_>) -> anyhow::Result<()> {
 /// The cases of this group.
 pub fn cases() -> Vec<Case> {
     vec![
-        Case { name: "[sig-node] [DRA] kubelet supports simple pod referencing inline resource claim", run: inline },
+        Case {
+            name: "[sig-node] [DRA] kubelet supports simple pod referencing inline resource claim",
+            run: inline,
+        },
         Case { name: "[sig-node] [DRA] control plane supports sharing a claim between pods", run: shared },
-        Case { name: "[sig-node] [DRA] control plane retries pod scheduling after updating resource slices", run: waits },
-        Case { name: "[sig-node] [DRA] control plane retries pod scheduling after creating device class", run: class_appears },
+        Case {
+            name: "[sig-node] [DRA] control plane retries pod scheduling after updating resource slices",
+            run: waits,
+        },
+        Case {
+            name: "[sig-node] [DRA] control plane retries pod scheduling after creating device class",
+            run: class_appears,
+        },
         Case { name: "[sig-node] [DRA] kubelet must retry NodePrepareResources", run: retries },
-        Case { name: "[sig-node] [DRA] kubelet must call NodePrepareResources even if not used by any container", run: unused },
+        Case {
+            name: "[sig-node] [DRA] kubelet must call NodePrepareResources even if not used by any container",
+            run: unused,
+        },
         Case { name: "Ferry: [DRA] a pod waits for the template of its claim", run: missing_template },
         Case { name: "Ferry: [DRA] extended resources may be devices of a class", run: extended },
         Case { name: "Ferry: [DRA] claims that make no sense are refused", run: refused },

@@ -29,13 +29,20 @@ fn a_restart_keeps_what_is_prepared() -> anyhow::Result<()> {
         s.create("deviceclasses", json!({"metadata": {"name": "c"}, "spec": {}}))?;
         s.create("resourceslices", json!({"metadata": {"name": "s"}, "spec": {"driver": name, "nodeName": node,
             "pool": {"name": "pool", "generation": 1, "resourceSliceCount": 1}, "devices": [{"name": "one"}]}}))?;
-        s.create("resourceclaims", json!({"metadata": {"name": "c"}, "spec":
-            {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c"}}]}}}))?;
-        let made = pod("p", "echo claim=$DRA_CLAIM; test -e /tmp/again || { touch /tmp/again; sleep 1000; }; sleep 1000", |spec| {
-            spec["resourceClaims"] = json!([{"name": "gpu", "resourceClaimName": "c"}]);
-            spec["containers"][0]["resources"] = json!({"claims": [{"name": "gpu"}]});
-            spec["restartPolicy"] = "Always".into();
-        });
+        s.create(
+            "resourceclaims",
+            json!({"metadata": {"name": "c"}, "spec":
+            {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c"}}]}}}),
+        )?;
+        let made = pod(
+            "p",
+            "echo claim=$DRA_CLAIM; test -e /tmp/again || { touch /tmp/again; sleep 1000; }; sleep 1000",
+            |spec| {
+                spec["resourceClaims"] = json!([{"name": "gpu", "resourceClaimName": "c"}]);
+                spec["containers"][0]["resources"] = json!({"claims": [{"name": "gpu"}]});
+                spec["restartPolicy"] = "Always".into();
+            },
+        );
         s.ready(made)?;
         assert_eq!(driver.count("prepare", "c"), 1);
         s.namespace.clone()

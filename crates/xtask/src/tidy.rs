@@ -50,7 +50,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("client", &["stdx", "meta", "api"]),
     ("reconcile", &["stdx", "meta", "api", "client"]),
-    ("controllers", &["stdx", "meta", "certificate", "api", "client", "reconcile", "quota", "volumes", "devices"]),
+    (
+        "controllers",
+        &["stdx", "meta", "certificate", "api", "client", "reconcile", "quota", "volumes", "devices"],
+    ),
     ("scheduler", &["stdx", "meta", "api", "client", "reconcile", "volumes", "devices"]),
     ("rpc", &[]),
     ("cri", &[]),
@@ -60,7 +63,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("build", &["cri", "image"]),
     ("streaming", &["client", "cri"]),
     ("cri-socket", &["client", "rpc", "cri", "streaming"]),
-    ("kubelet", &["stdx", "meta", "api", "client", "reconcile", "cri", "streaming", "rpc", "volumes", "devices"]),
+    (
+        "kubelet",
+        &["stdx", "meta", "api", "client", "reconcile", "cri", "streaming", "rpc", "volumes", "devices"],
+    ),
     ("net", &["stdx", "cri"]),
     ("proxy", &["stdx", "meta", "api", "client", "reconcile", "net"]),
     ("dns", &["stdx", "meta", "api", "client", "reconcile"]),

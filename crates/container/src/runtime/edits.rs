@@ -25,7 +25,11 @@ pub(super) fn apply(config: &ContainerConfig, edits: &Edits) -> ContainerConfig 
         }
     }
     if !edits.hooks.is_empty() {
-        tracing::warn!(container = config.name, hooks = edits.hooks.join(" "), "hooks of devices are not run");
+        tracing::warn!(
+            container = config.name,
+            hooks = edits.hooks.join(" "),
+            "hooks of devices are not run"
+        );
     }
     config
 }
@@ -39,11 +43,16 @@ pub(super) fn device(node: &DeviceNode) -> Result<DeviceSpec, String> {
         "" => found.as_ref().map(|found| found.block),
         "b" => Some(true),
         "c" | "u" => Some(false),
-        other => return Err(format!("the type {other:?} of device {} is not supported", node.path.display())),
+        other => {
+            return Err(format!("the type {other:?} of device {} is not supported", node.path.display()));
+        }
     };
     let ((major, minor), block) = numbers.zip(block).ok_or_else(|| {
         let path = host.display();
-        format!("CDI device injection failed: failed to stat CDI host device {:?}: no such device", path.to_string())
+        format!(
+            "CDI device injection failed: failed to stat CDI host device {:?}: no such device",
+            path.to_string()
+        )
     })?;
     let of = |own: Option<u32>, found: Option<u32>, other: u32| own.or(found).unwrap_or(other);
     Ok(DeviceSpec {
@@ -74,11 +83,18 @@ mod tests {
 
     #[test]
     fn device_nodes() {
-        let node = DeviceNode { path: "/dev/x".into(), host_path: "/dev/null".into(), ..DeviceNode::default() };
+        let node =
+            DeviceNode { path: "/dev/x".into(), host_path: "/dev/null".into(), ..DeviceNode::default() };
         let made = device(&node).unwrap();
         assert_eq!((made.major, made.minor, made.block, made.access.as_str()), (1, 3, false, "rwm"));
-        let made = device(&DeviceNode { major: Some(7), minor: Some(9), kind: "b".into(), file_mode: Some(0o600),
-            host_path: "/dev/none".into(), ..node.clone() });
+        let made = device(&DeviceNode {
+            major: Some(7),
+            minor: Some(9),
+            kind: "b".into(),
+            file_mode: Some(0o600),
+            host_path: "/dev/none".into(),
+            ..node.clone()
+        });
         let made = made.unwrap();
         assert_eq!((made.major, made.minor, made.block, made.mode), (7, 9, true, 0o600));
         assert!(device(&DeviceNode { host_path: "/dev/none".into(), ..node }).is_err());

@@ -60,14 +60,20 @@ fn build(context: &Context) -> Controller {
     });
     this.pods.store().add_index(BY_CLAIM, plan::claim_keys);
     this.pods.store().add_index(BY_TEMPLATE, plan::template_keys);
-    this.claims.store().add_index(BY_POD, |claim| plan::owner(claim).into_iter().map(|(_, uid)| uid.to_owned()).collect());
+    this.claims
+        .store()
+        .add_index(BY_POD, |claim| plan::owner(claim).into_iter().map(|(_, uid)| uid.to_owned()).collect());
     let (to, it) = (queue.clone(), this.clone());
     this.pods.on_event(move |event| it.on_pod(event, &to));
     let (to, it) = (queue.clone(), this.clone());
     this.claims.on_event(move |event| {
         let key = event.object().key();
         if matches!(event, Event::Deleted(_)) {
-            it.pods.store().by_index(BY_CLAIM, &key).iter().for_each(|pod| to.add(format!("{POD}{}", pod.key())));
+            it.pods
+                .store()
+                .by_index(BY_CLAIM, &key)
+                .iter()
+                .for_each(|pod| to.add(format!("{POD}{}", pod.key())));
         }
         to.add(format!("{CLAIM}{key}"));
     });
@@ -148,7 +154,8 @@ impl Loop {
             Ok(Some(reference)) => {
                 let found = self.claims.store().get_in(pod.namespace(), &reference.name);
                 let made = self.made.lock().values().any(|name| *name == reference.name);
-                let ours = found.is_some_and(|claim| !reference.own || claims::check_owner(pod, &claim).is_ok());
+                let ours =
+                    found.is_some_and(|claim| !reference.own || claims::check_owner(pod, &claim).is_ok());
                 if ours || made {
                     return Ok(None);
                 }
@@ -169,7 +176,8 @@ impl Loop {
             let why = format!("resourceclaimtemplate.resource.k8s.io {template:?} not found");
             Trouble::Said(format!("resource claim template {template:?}: {why}"))
         })?;
-        let made = self.client.create_typed(&plan::claim(pod, entry, &found)).await.map_err(Trouble::Create)?;
+        let made =
+            self.client.create_typed(&plan::claim(pod, entry, &found)).await.map_err(Trouble::Create)?;
         self.made.lock().insert(slot, made.name().to_owned());
         Ok(Some(made.name().to_owned()))
     }

@@ -87,11 +87,7 @@ pub enum Step {
 }
 
 /// The next step for a claim. `freed`: its devices have just been given back.
-pub fn step(
-    claim: &ResourceClaim,
-    valid: Vec<ResourceClaimConsumerReference>,
-    freed: bool,
-) -> Option<Step> {
+pub fn step(claim: &ResourceClaim, valid: Vec<ResourceClaimConsumerReference>, freed: bool) -> Option<Step> {
     let reserved = claims::reserved_for(claim).len();
     let mut finalizers = claim.metadata.finalizers.iter().flatten();
     let kept = finalizers.any(|finalizer| finalizer == FINALIZER);
@@ -162,8 +158,11 @@ mod tests {
             (json!({"status": {"phase": "Running"}}), false),
             (json!({"status": {"phase": "Succeeded"}}), true),
             (json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}}), true),
-            (json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"},
-                "spec": {"containers": [], "nodeName": "x"}}), false),
+            (
+                json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"containers": [], "nodeName": "x"}}),
+                false,
+            ),
         ] {
             assert_eq!(is_done(&pod(value.clone())), done, "{value}");
         }

@@ -92,7 +92,8 @@ impl<'a> Attempt<'a> {
     ) -> Result<Attempt<'a>, Failure> {
         let mut constraints = Vec::new();
         for claim in claims {
-            let own = claims::asks(claim).into_iter().flat_map(|devices| devices.constraints.iter().flatten());
+            let own =
+                claims::asks(claim).into_iter().flat_map(|devices| devices.constraints.iter().flatten());
             let own = own.enumerate().map(|(i, constraint)| {
                 Constraint::new(constraint).ok_or_else(|| {
                     let key = claim.key();
@@ -174,7 +175,13 @@ impl<'a> Attempt<'a> {
     }
 
     /// Tries one device after the other.
-    fn look(&mut self, at: Position, way: usize, request: &'a Request<'a>, from: Place) -> Result<End, Failure> {
+    fn look(
+        &mut self,
+        at: Position,
+        way: usize,
+        request: &'a Request<'a>,
+        from: Place,
+    ) -> Result<End, Failure> {
         for p in from.pool..self.pools.len() {
             let pool = &self.pools[p];
             if pool.incomplete || pool.invalid {

@@ -76,7 +76,8 @@ impl Request<'_> {
         slice: &ResourceSlice,
         device: &Device,
     ) -> Result<bool, Failure> {
-        let of_class = self.class.spec.as_ref().and_then(|spec| spec.selectors.as_deref()).unwrap_or_default();
+        let of_class =
+            self.class.spec.as_ref().and_then(|spec| spec.selectors.as_deref()).unwrap_or_default();
         let class = format!("class {}", self.class.name());
         if !matches(inventory, of_class, &class, slice, device)?
             || !matches(inventory, self.selectors, &format!("claim {claim}"), slice, device)?
@@ -160,7 +161,8 @@ fn ways<'a>(
     request: &'a DeviceRequest,
 ) -> Result<Vec<(Request<'a>, Mode)>, Failure> {
     let key = claim.key();
-    let class = |request: &str, name: &str| match name {
+    let class = |request: &str, name: &str| {
+        match name {
         "" => Err(Failure::Claim(format!(
             "claim {key}, request {request}: missing device class name (unsupported request type?)"
         ))),
@@ -169,6 +171,7 @@ fn ways<'a>(
                 "claim {key}, request {request}: could not retrieve device class {name}: deviceclass.resource.k8s.io {name:?} not found"
             ))
         }),
+    }
     };
     if let Some(exact) = &request.exactly {
         let own = Request {

@@ -66,7 +66,11 @@ pub async fn prepare(
 ) -> Result<Outcomes<Vec<Device>>, String> {
     match version {
         Version::V1 => {
-            let own = |c: &Claim| v1::Claim { namespace: c.namespace.clone(), uid: c.uid.clone(), name: c.name.clone() };
+            let own = |c: &Claim| v1::Claim {
+                namespace: c.namespace.clone(),
+                uid: c.uid.clone(),
+                name: c.name.clone(),
+            };
             let request = v1::NodePrepareResourcesRequest { claims: claims.iter().map(own).collect() };
             let mut client = v1::dra_plugin_client::DraPluginClient::new(channel.clone());
             let answer = in_time(client.node_prepare_resources(request)).await?;
@@ -78,11 +82,16 @@ pub async fn prepare(
                 cdi_device_ids: d.cdi_device_ids,
             };
             let all = answer.claims.into_iter();
-            Ok(all.map(|(uid, c)| (uid, outcome(c.error, c.devices.into_iter().map(device).collect()))).collect())
+            Ok(all
+                .map(|(uid, c)| (uid, outcome(c.error, c.devices.into_iter().map(device).collect())))
+                .collect())
         }
         Version::V1Beta1 => {
-            let own =
-                |c: &Claim| v1beta1::Claim { namespace: c.namespace.clone(), uid: c.uid.clone(), name: c.name.clone() };
+            let own = |c: &Claim| v1beta1::Claim {
+                namespace: c.namespace.clone(),
+                uid: c.uid.clone(),
+                name: c.name.clone(),
+            };
             let request = v1beta1::NodePrepareResourcesRequest { claims: claims.iter().map(own).collect() };
             let mut client = v1beta1::dra_plugin_client::DraPluginClient::new(channel.clone());
             let answer = in_time(client.node_prepare_resources(request)).await?;
@@ -94,24 +103,37 @@ pub async fn prepare(
                 cdi_device_ids: d.cdi_device_ids,
             };
             let all = answer.claims.into_iter();
-            Ok(all.map(|(uid, c)| (uid, outcome(c.error, c.devices.into_iter().map(device).collect()))).collect())
+            Ok(all
+                .map(|(uid, c)| (uid, outcome(c.error, c.devices.into_iter().map(device).collect())))
+                .collect())
         }
     }
 }
 
 /// Asks a driver to undo what it did for claims.
-pub async fn unprepare(channel: &Channel, version: Version, claims: &[Claim]) -> Result<Outcomes<()>, String> {
+pub async fn unprepare(
+    channel: &Channel,
+    version: Version,
+    claims: &[Claim],
+) -> Result<Outcomes<()>, String> {
     match version {
         Version::V1 => {
-            let own = |c: &Claim| v1::Claim { namespace: c.namespace.clone(), uid: c.uid.clone(), name: c.name.clone() };
+            let own = |c: &Claim| v1::Claim {
+                namespace: c.namespace.clone(),
+                uid: c.uid.clone(),
+                name: c.name.clone(),
+            };
             let request = v1::NodeUnprepareResourcesRequest { claims: claims.iter().map(own).collect() };
             let mut client = v1::dra_plugin_client::DraPluginClient::new(channel.clone());
             let answer = in_time(client.node_unprepare_resources(request)).await?;
             Ok(answer.claims.into_iter().map(|(uid, c)| (uid, outcome(c.error, ()))).collect())
         }
         Version::V1Beta1 => {
-            let own =
-                |c: &Claim| v1beta1::Claim { namespace: c.namespace.clone(), uid: c.uid.clone(), name: c.name.clone() };
+            let own = |c: &Claim| v1beta1::Claim {
+                namespace: c.namespace.clone(),
+                uid: c.uid.clone(),
+                name: c.name.clone(),
+            };
             let request = v1beta1::NodeUnprepareResourcesRequest { claims: claims.iter().map(own).collect() };
             let mut client = v1beta1::dra_plugin_client::DraPluginClient::new(channel.clone());
             let answer = in_time(client.node_unprepare_resources(request)).await?;

@@ -184,7 +184,11 @@ impl Manager {
     }
 
     /// The prepared devices of a container by claim, with their drivers. An error says that a claim is not prepared.
-    pub fn devices(&self, pod: &Pod, container: &Container) -> Result<Vec<(String, Vec<(String, Device)>)>, String> {
+    pub fn devices(
+        &self,
+        pod: &Pod,
+        container: &Container,
+    ) -> Result<Vec<(String, Vec<(String, Device)>)>, String> {
         let state = self.state.lock();
         let mut all = Vec::new();
         for (name, requests) in wanted(pod, container)? {
@@ -206,7 +210,12 @@ impl Manager {
     }
 
     /// Gives a container the devices of its claims.
-    pub fn fit(&self, pod: &Pod, container: &Container, config: &mut cri::ContainerConfig) -> Result<(), String> {
+    pub fn fit(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        config: &mut cri::ContainerConfig,
+    ) -> Result<(), String> {
         for (_, devices) in self.devices(pod, container)? {
             for id in devices.into_iter().flat_map(|(_, device)| device.cdi_device_ids) {
                 if !config.cdi_devices.contains(&id) {
@@ -267,7 +276,17 @@ mod tests {
                 "extendedResourceClaimStatus": {"resourceClaimName": "p-ext", "requestMappings": [
                     {"containerName": "three", "resourceName": "x/gpu", "requestName": "container-2-request-0"}]}}}))
         .unwrap();
-        let shown: Vec<String> = pod.spec.as_ref().unwrap().containers.iter().map(|c| format!("{:?}", wanted(&pod, c).unwrap())).collect();
-        assert_eq!(shown, [r#"{"c": [""], "p-b-1": ["r"]}"#, "{}", r#"{"p-ext": ["container-2-request-0"]}"#]);
+        let shown: Vec<String> = pod
+            .spec
+            .as_ref()
+            .unwrap()
+            .containers
+            .iter()
+            .map(|c| format!("{:?}", wanted(&pod, c).unwrap()))
+            .collect();
+        assert_eq!(
+            shown,
+            [r#"{"c": [""], "p-b-1": ["r"]}"#, "{}", r#"{"p-ext": ["container-2-request-0"]}"#]
+        );
     }
 }

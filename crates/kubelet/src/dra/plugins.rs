@@ -96,7 +96,8 @@ impl Drivers {
 
     /// Sees to it that the slices of a driver go or stay.
     fn judge(self: &Arc<Self>, driver: &str) {
-        let here = self.plugins.lock().get(driver).is_some_and(|all| all.iter().any(|plugin| plugin.connected));
+        let here =
+            self.plugins.lock().get(driver).is_some_and(|all| all.iter().any(|plugin| plugin.connected));
         let mut wipes = self.wipes.lock();
         if here {
             if let Some(wipe) = wipes.remove(driver) {
@@ -160,7 +161,9 @@ impl Handler for Registrar {
                 all.retain(|old| old.registered != socket);
                 if all.iter().any(|old| old.channel.path() == endpoint) {
                     let endpoint = endpoint.display();
-                    return Err(format!("endpoint {endpoint} already registered for DRA driver plugin {name}"));
+                    return Err(format!(
+                        "endpoint {endpoint} already registered for DRA driver plugin {name}"
+                    ));
                 }
                 let watch = self.0.clone().watch(name.clone(), socket.to_owned(), channel.clone());
                 let watch = tokio::spawn(watch).abort_handle();

@@ -61,7 +61,8 @@ impl Claim {
     pub fn devices<'a>(&'a self, request: &'a str) -> impl Iterator<Item = (&'a str, &'a Device)> {
         let base = |name: &str| name.split('/').next().unwrap_or_default().to_owned();
         let all = self.drivers.iter();
-        let all = all.flat_map(|(driver, own)| own.devices.iter().map(move |device| (driver.as_str(), device)));
+        let all =
+            all.flat_map(|(driver, own)| own.devices.iter().map(move |device| (driver.as_str(), device)));
         all.filter(move |(_, device)| {
             let names = &device.request_names;
             request.is_empty() || names.is_empty() || names.iter().any(|n| n == request || base(n) == request)
@@ -161,7 +162,8 @@ impl State {
         if sum(&record.data) != record.checksum {
             return None;
         }
-        let claims = record.data.into_iter().map(|claim| ((claim.namespace.clone(), claim.name.clone()), claim));
+        let claims =
+            record.data.into_iter().map(|claim| ((claim.namespace.clone(), claim.name.clone()), claim));
         Some(State { claims: claims.collect() })
     }
 }

@@ -168,8 +168,12 @@ impl Sorted {
     fn wanted(&self, pod: &PodInfo, node: &NodeInfo) -> (Vec<Arc<ResourceClaim>>, Vec<Mapping>) {
         let mut all = self.waiting.clone();
         let offered = |name: &str| node.allocatable.scalar.get(name).copied().unwrap_or(0);
-        let classes: BTreeMap<String, String> =
-            self.extended.iter().filter(|(name, _)| offered(name) == 0).map(|(n, c)| (n.clone(), c.clone())).collect();
+        let classes: BTreeMap<String, String> = self
+            .extended
+            .iter()
+            .filter(|(name, _)| offered(name) == 0)
+            .map(|(n, c)| (n.clone(), c.clone()))
+            .collect();
         let (requests, mappings) = match classes.is_empty() {
             true => (Vec::new(), Vec::new()),
             false => devices::extended_requests(&pod.pod, &classes),
@@ -192,12 +196,8 @@ impl Sorted {
         share: &mut dyn FnMut() -> String,
     ) -> Result<Option<Vec<AllocationResult>>, Failure> {
         let class = |name: &str| self.classes.get(name);
-        let inventory = Inventory {
-            slices: &self.slices,
-            taken: &self.taken,
-            class: &class,
-            selectors: &self.selectors,
-        };
+        let inventory =
+            Inventory { slices: &self.slices, taken: &self.taken, class: &class, selectors: &self.selectors };
         devices::allocate(inventory, node, wanted, share)
     }
 

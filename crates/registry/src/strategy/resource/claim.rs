@@ -155,7 +155,6 @@ fn references(value: &Value, at: &str, names: &[String]) -> Vec<FieldError> {
 
 /// A reference to a request.
 pub(super) fn reference(value: &Value, at: &str, names: &[String]) -> Option<FieldError> {
-    let why =
-        "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
+    let why = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
     (!names.iter().any(|name| name == text(value))).then(|| FieldError::invalid(at, value, why))
 }

@@ -70,7 +70,8 @@ pub(super) fn opaque(value: &Value, at: &str) -> Vec<FieldError> {
     if opaque.is_null() {
         return vec![FieldError::required(format!("{at}.opaque"), "")];
     }
-    let mut errors: Vec<FieldError> = driver(&opaque["driver"], &format!("{at}.opaque.driver")).into_iter().collect();
+    let mut errors: Vec<FieldError> =
+        driver(&opaque["driver"], &format!("{at}.opaque.driver")).into_iter().collect();
     let (parameters, at) = (&opaque["parameters"], format!("{at}.opaque.parameters"));
     match parameters {
         Value::Null => errors.push(FieldError::required(at, "")),
@@ -169,5 +170,6 @@ pub(super) fn qualified(full_name: &str, at: &str, full: bool) -> Vec<FieldError
 pub(super) fn is_extended_resource(name: &str) -> bool {
     let Some((domain, _)) = name.split_once('/') else { return false };
     let own = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
-    !own && !name.starts_with("requests.") && names::qualified_name_problem(&format!("requests.{name}")).is_none()
+    !own && !name.starts_with("requests.")
+        && names::qualified_name_problem(&format!("requests.{name}")).is_none()
 }

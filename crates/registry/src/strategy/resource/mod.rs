@@ -149,7 +149,11 @@ impl Strategy for Class {
 pub struct Slice;
 
 impl Strategy for Slice {
-    fn prepare_create(&self, context: &Context<'_>, object: &mut Object) -> Result<Option<Reservation>, Status> {
+    fn prepare_create(
+        &self,
+        context: &Context<'_>,
+        object: &mut Object,
+    ) -> Result<Option<Reservation>, Status> {
         drop_disabled(object, None);
         slice::date(object, context.now);
         Ok(None)

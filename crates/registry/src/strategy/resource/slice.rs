@@ -27,7 +27,8 @@ const VALUES_MAX: usize = 10;
 
 /// Dates the taints of devices.
 pub(super) fn date(object: &mut Object, now: Timestamp) {
-    let devices = object.get_mut("spec").and_then(|spec| spec.get_mut("devices")).and_then(Value::as_array_mut);
+    let devices =
+        object.get_mut("spec").and_then(|spec| spec.get_mut("devices")).and_then(Value::as_array_mut);
     for device in devices.into_iter().flatten() {
         let taints = device.get_mut("taints").and_then(Value::as_array_mut);
         for taint in taints.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -40,7 +41,8 @@ pub(super) fn date(object: &mut Object, now: Timestamp) {
 /// The ways in which nodes are chosen. Errors are those of the ways themselves.
 fn chosen(value: &Value, at: &str, per_device: bool, errors: &mut Vec<FieldError>) -> Vec<&'static str> {
     let mut ways = Vec::new();
-    let empty = if per_device { "must be either unset or set to a non-empty string" } else { "must not be empty" };
+    let empty =
+        if per_device { "must be either unset or set to a non-empty string" } else { "must not be empty" };
     match value["nodeName"].as_str() {
         None => {}
         Some("") => errors.push(FieldError::invalid(format!("{at}.nodeName"), &value["nodeName"], empty)),
@@ -78,7 +80,10 @@ fn chosen(value: &Value, at: &str, per_device: bool, errors: &mut Vec<FieldError
 /// Every rule that a slice breaks, beside the declared ones.
 pub(super) fn check(spec: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    errors.extend(pool_name(&spec["pool"]["name"], "spec.pool.name").filter(|_| !text(&spec["pool"]["name"]).is_empty()));
+    errors.extend(
+        pool_name(&spec["pool"]["name"], "spec.pool.name")
+            .filter(|_| !text(&spec["pool"]["name"]).is_empty()),
+    );
     let ways = chosen(spec, "spec", true, &mut errors);
     let why = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
     match ways.len() {
@@ -123,7 +128,9 @@ fn counter_sets(sets: &[Value], at: &str, key: &str) -> Vec<FieldError> {
                 errors.extend(FieldError::too_many(&at_counters, n, COUNTERS_MAX));
                 for name in counters.into_iter().flatten().map(|(name, _)| name) {
                     let why = names::label_problem(name);
-                    errors.extend(why.map(|why| FieldError::invalid(&at_counters, &name.as_str().into(), &why)));
+                    errors.extend(
+                        why.map(|why| FieldError::invalid(&at_counters, &name.as_str().into(), &why)),
+                    );
                 }
             }
         }
@@ -218,7 +225,8 @@ fn attribute(value: &Value, at: &str) -> Vec<FieldError> {
 fn is_version(text: &str) -> bool {
     let (rest, build) = text.split_once('+').map_or((text, None), |(rest, build)| (rest, Some(build)));
     let (core, pre) = rest.split_once('-').map_or((rest, None), |(core, pre)| (core, Some(pre)));
-    let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) && (s == "0" || !s.starts_with('0'));
+    let number =
+        |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) && (s == "0" || !s.starts_with('0'));
     let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     let numbers: Vec<&str> = core.split('.').collect();
     let label = |s: &str| word(s) && (number(s) || !s.bytes().all(|b| b.is_ascii_digit()));
@@ -243,13 +251,19 @@ fn check_policy(policy: &Value, capacity: &Value, at: &str) -> Vec<FieldError> {
     let usual = quantity(&policy["default"]);
     if !values.is_empty() {
         let Some(usual) = usual else {
-            return vec![FieldError::required(format!("{at}.default"), "required when validValues is defined")];
+            return vec![FieldError::required(
+                format!("{at}.default"),
+                "required when validValues is defined",
+            )];
         };
         return allowed_values(values, usual, most, &format!("{at}.validValues"));
     }
     if range.is_object() {
         let Some(usual) = usual else {
-            return vec![FieldError::required(format!("{at}.default"), "required when validRange is defined")];
+            return vec![FieldError::required(
+                format!("{at}.default"),
+                "required when validRange is defined",
+            )];
         };
         return allowed_range(range, usual, most, &format!("{at}.validRange"));
     }
@@ -269,7 +283,11 @@ fn allowed_values(values: &[Value], usual: Quantity, most: Quantity, at: &str) -
             errors.push(FieldError::invalid(&at, &shown, "values must be sorted in ascending order"));
         }
         if *value > most {
-            errors.push(FieldError::invalid(&at, &shown, &format!("option is larger than capacity value: {most}")));
+            errors.push(FieldError::invalid(
+                &at,
+                &shown,
+                &format!("option is larger than capacity value: {most}"),
+            ));
         }
     }
     if !parsed.contains(&usual) {

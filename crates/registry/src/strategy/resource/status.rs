@@ -27,7 +27,8 @@ fn results(status: &Value) -> &[Value] {
 
 /// Drops what drivers said about devices that are allocated no longer.
 pub(super) fn drop_deallocated(new: &mut Object, old: &Object) {
-    let now: Vec<[String; 3]> = results(part(new, "status")).iter().map(|r| device_of(r).map(str::to_owned)).collect();
+    let now: Vec<[String; 3]> =
+        results(part(new, "status")).iter().map(|r| device_of(r).map(str::to_owned)).collect();
     let gone: Vec<[&str; 3]> = results(part(old, "status")).iter().map(device_of).collect();
     let gone = |device: &Value| {
         let id = device_of(device);

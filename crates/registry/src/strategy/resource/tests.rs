@@ -83,10 +83,16 @@ fn statuses() {
     );
     let mut other = allocation.clone();
     other["devices"]["results"][0]["device"] = "y".into();
-    assert!(errors(json!({"allocation": other}), json!({"allocation": allocation}))[0].ends_with("field is immutable"));
+    assert!(
+        errors(json!({"allocation": other}), json!({"allocation": allocation}))[0]
+            .ends_with("field is immutable")
+    );
     let mut foreign = allocation.clone();
     foreign["devices"]["results"][0]["request"] = "z".into();
-    assert!(errors(json!({"allocation": foreign}), json!({}))[0].starts_with("status.allocation.devices.results[0].request: Invalid value: \"z\""));
+    assert!(
+        errors(json!({"allocation": foreign}), json!({}))[0]
+            .starts_with("status.allocation.devices.results[0].request: Invalid value: \"z\"")
+    );
     let about = json!([{"driver": "d.io", "pool": "p", "device": "y"}]);
     assert_eq!(
         errors(json!({"allocation": allocation, "devices": about}), json!({})),
@@ -103,29 +109,71 @@ fn slices() {
     let errors = |spec: Value| shown(slice::check(&spec));
     let pool = json!({"name": "p", "generation": 0, "resourceSliceCount": 1});
     let with = |devices: Value| json!({"driver": "d.io", "pool": pool, "nodeName": "n", "devices": devices});
-    assert!(errors(with(json!([{"name": "x", "attributes": {"a": {"int": 1}, "d.io/b": {"version": "1.2.3-rc.1+b"}}}]))).is_empty());
+    assert!(
+        errors(with(
+            json!([{"name": "x", "attributes": {"a": {"int": 1}, "d.io/b": {"version": "1.2.3-rc.1+b"}}}])
+        ))
+        .is_empty()
+    );
     let cases = [
-        (json!({"pool": pool}), "spec: Required value: exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required"),
-        (json!({"pool": pool, "nodeName": "n", "allNodes": true}), "spec: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required, but multiple fields are set"),
-        (with(json!([{"name": "x", "attributes": {"a": {}}}])), "spec.devices[0].attributes[a]: Invalid value: \"\": exactly one value must be specified"),
-        (with(json!([{"name": "x", "attributes": {"a": {"version": "1.2"}}}])), "spec.devices[0].attributes[a].version: Invalid value: \"1.2\": must be a string compatible with semver.org spec 2.0.0"),
-        (with(json!([{"name": "x", "taints": [{"key": "k", "effect": "Odd"}]}])), "spec.devices[0].taints[0].effect: Unsupported value: \"Odd\": supported values: \"NoExecute\", \"NoSchedule\", \"None\""),
-        (with(json!([{"name": "x", "capacity": {"m": {"value": "1Gi", "requestPolicy": {"default": "1"}}}}])), "spec.devices[0].capacity[m].requestPolicy: Forbidden: allowMultipleAllocations must be true"),
-        (with(json!([{"name": "x", "bindingConditions": ["A"]}])), "spec.devices[0].bindingFailureConditions: Invalid value: []: bindingFailureConditions are required to use bindingConditions"),
+        (
+            json!({"pool": pool}),
+            "spec: Required value: exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required",
+        ),
+        (
+            json!({"pool": pool, "nodeName": "n", "allNodes": true}),
+            "spec: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required, but multiple fields are set",
+        ),
+        (
+            with(json!([{"name": "x", "attributes": {"a": {}}}])),
+            "spec.devices[0].attributes[a]: Invalid value: \"\": exactly one value must be specified",
+        ),
+        (
+            with(json!([{"name": "x", "attributes": {"a": {"version": "1.2"}}}])),
+            "spec.devices[0].attributes[a].version: Invalid value: \"1.2\": must be a string compatible with semver.org spec 2.0.0",
+        ),
+        (
+            with(json!([{"name": "x", "taints": [{"key": "k", "effect": "Odd"}]}])),
+            "spec.devices[0].taints[0].effect: Unsupported value: \"Odd\": supported values: \"NoExecute\", \"NoSchedule\", \"None\"",
+        ),
+        (
+            with(
+                json!([{"name": "x", "capacity": {"m": {"value": "1Gi", "requestPolicy": {"default": "1"}}}}]),
+            ),
+            "spec.devices[0].capacity[m].requestPolicy: Forbidden: allowMultipleAllocations must be true",
+        ),
+        (
+            with(json!([{"name": "x", "bindingConditions": ["A"]}])),
+            "spec.devices[0].bindingFailureConditions: Invalid value: []: bindingFailureConditions are required to use bindingConditions",
+        ),
     ];
     for (spec, expected) in cases {
         assert_eq!(errors(spec.clone()), [expected], "{spec}");
     }
-    let shared = |policy: Value| with(json!([{"name": "x", "allowMultipleAllocations": true, "capacity": {"m": {"value": "4Gi", "requestPolicy": policy}}}]));
-    assert!(errors(shared(json!({"default": "1Gi", "validRange": {"min": "1Gi", "step": "1Gi"}}))).is_empty());
-    assert!(errors(shared(json!({"default": "1Gi", "validRange": {"min": "2Gi"}})))[0].ends_with("default is less than min: 2Gi"));
-    assert!(errors(shared(json!({"default": "3Gi", "validValues": ["1Gi", "2Gi"]})))[0].ends_with("default value is not valid according to the requestPolicy"));
+    let shared = |policy: Value| {
+        with(
+            json!([{"name": "x", "allowMultipleAllocations": true, "capacity": {"m": {"value": "4Gi", "requestPolicy": policy}}}]),
+        )
+    };
+    assert!(
+        errors(shared(json!({"default": "1Gi", "validRange": {"min": "1Gi", "step": "1Gi"}}))).is_empty()
+    );
+    assert!(
+        errors(shared(json!({"default": "1Gi", "validRange": {"min": "2Gi"}})))[0]
+            .ends_with("default is less than min: 2Gi")
+    );
+    assert!(
+        errors(shared(json!({"default": "3Gi", "validValues": ["1Gi", "2Gi"]})))[0]
+            .ends_with("default value is not valid according to the requestPolicy")
+    );
 }
 
 #[test]
 fn what_is_off_is_dropped() {
-    let mut claim = object(json!({"spec": {"devices": {"requests": [{"name": "r", "exactly": {"derivedAttributes": []}}],
-        "config": [{"opaque": {"parameters": {"strings": ["kept"]}}}]}}}));
+    let mut claim = object(
+        json!({"spec": {"devices": {"requests": [{"name": "r", "exactly": {"derivedAttributes": []}}],
+        "config": [{"opaque": {"parameters": {"strings": ["kept"]}}}]}}}),
+    );
     drop_disabled(&mut claim, None);
     assert!(claim["spec"]["devices"]["requests"][0]["exactly"].get("derivedAttributes").is_none());
     let mut slice = object(json!({"spec": {"devices": [{"attributes": {"strings": {"strings": ["x"]}}}]}}));
