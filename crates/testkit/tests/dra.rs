@@ -8,11 +8,11 @@ use testkit::Cluster;
 use testkit::dra::Driver;
 use testkit::pods::pod;
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+fn until(cluster: &Cluster, what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < end, "no {what}");
-        std::thread::sleep(Duration::from_millis(50));
+        cluster.scope("default").pause(Duration::from_millis(50));
     }
 }
 
@@ -22,7 +22,7 @@ fn a_restart_keeps_what_is_prepared() -> anyhow::Result<()> {
     let data = cluster.data();
     let name = "restart.dra.example.com";
     let driver = Driver::start(name, &data.join("dra"), &data.join("kubelet"))?;
-    until("registration", || driver.count("registered", "") == 1);
+    until(&cluster, "registration", || driver.count("registered", "") == 1);
     let namespace = {
         let s = cluster.namespace("dra")?;
         let node = s.list("nodes", "")?[0]["metadata"]["name"].clone();
@@ -48,7 +48,7 @@ fn a_restart_keeps_what_is_prepared() -> anyhow::Result<()> {
         s.namespace.clone()
     };
     cluster.crash_and_restart()?;
-    until("registration again", || driver.count("registered", "") == 2);
+    until(&cluster, "registration again", || driver.count("registered", "") == 2);
     let s = cluster.scope(&namespace);
     // Slices of the time before are gone: drivers publish theirs anew.
     s.wait_gone("resourceslices", "s")?;
