@@ -7,6 +7,7 @@
 
 mod certificates;
 mod configuration;
+mod devices;
 pub mod dynamic;
 mod limit_ranger;
 mod namespace;
@@ -146,6 +147,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &certificates::BundleAttest,
     &certificates::SubjectRestriction,
     &configuration::Rules,
+    &devices::AdminAccess,
 ];
 
 /// Runs the changing half of the chain.

@@ -21,6 +21,9 @@ pub mod prelude {
         PersistentVolumeClaim, Pod, PodSpec, PodStatus, PodTemplateSpec, Secret, Service, ServiceAccount,
     };
     pub use k8s_openapi::api::discovery::v1::EndpointSlice;
+    pub use k8s_openapi::api::resource::v1::{
+        DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice,
+    };
     pub use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, StorageClass, VolumeAttachment};
     pub use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{

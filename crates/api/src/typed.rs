@@ -1,7 +1,8 @@
 //! The `Typed` trait and its table: one row per kind that some component decides about.
 
 use k8s_openapi::api::{
-    apps, autoscaling, batch, certificates, coordination, core, discovery, networking, policy, rbac, storage,
+    apps, autoscaling, batch, certificates, coordination, core, discovery, networking, policy, rbac,
+    resource, storage,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use meta::{Gvk, Gvr};
@@ -134,6 +135,11 @@ typed! {
     rbac::v1::ClusterRoleBinding => "rbac.authorization.k8s.io" "v1" "ClusterRoleBinding" "clusterrolebindings" false;
     rbac::v1::Role => "rbac.authorization.k8s.io" "v1" "Role" "roles" true;
     rbac::v1::RoleBinding => "rbac.authorization.k8s.io" "v1" "RoleBinding" "rolebindings" true;
+    resource::v1::DeviceClass => "resource.k8s.io" "v1" "DeviceClass" "deviceclasses" false;
+    resource::v1::DeviceTaintRule => "resource.k8s.io" "v1" "DeviceTaintRule" "devicetaintrules" false;
+    resource::v1::ResourceClaim => "resource.k8s.io" "v1" "ResourceClaim" "resourceclaims" true;
+    resource::v1::ResourceClaimTemplate => "resource.k8s.io" "v1" "ResourceClaimTemplate" "resourceclaimtemplates" true;
+    resource::v1::ResourceSlice => "resource.k8s.io" "v1" "ResourceSlice" "resourceslices" false;
     storage::v1::CSIDriver => "storage.k8s.io" "v1" "CSIDriver" "csidrivers" false;
     storage::v1::CSINode => "storage.k8s.io" "v1" "CSINode" "csinodes" false;
     storage::v1::StorageClass => "storage.k8s.io" "v1" "StorageClass" "storageclasses" false;

@@ -248,7 +248,8 @@ fn needs_of_pod(pod: &Value, namespace: &str, pod_name: &str) -> BTreeSet<Vertex
     let claims = array(pod, "/spec/resourceClaims").filter_map(|claim| claim.get("resourceClaimName"));
     let generated =
         array(pod, "/status/resourceClaimStatuses").filter_map(|claim| claim.get("resourceClaimName"));
-    for name in claims.chain(generated).filter_map(Value::as_str) {
+    let extended = pod.pointer("/status/extendedResourceClaimStatus/resourceClaimName");
+    for name in claims.chain(generated).chain(extended).filter_map(Value::as_str) {
         needs.insert(Vertex::ResourceClaim { namespace: namespace(), name: name.to_owned() });
     }
     needs.retain(|vertex| !matches!(vertex, Vertex::Secret { name, .. } | Vertex::ConfigMap { name, .. } if name.is_empty()));

@@ -43,6 +43,10 @@ pub(crate) fn each<'a>(
 pub(crate) fn contains<'a>(values: &[Value<'a>]) -> Outcome<'a> {
     match values {
         [item, Value::List(list)] => Ok(Value::Bool(list.iter().any(|v| equal(item, &v)))),
+        // What is not there is not in it, whatever looking it up gives.
+        [key, Value::Map(Map::Domains(map))] => {
+            Ok(Value::Bool(Key::of(key).is_some_and(|k| map.keys().any(|own| *own == k))))
+        }
         [key, Value::Map(map)] => Ok(Value::Bool(Key::of(key).is_some_and(|k| map.get(&k).is_some()))),
         _ => Err(EvalError::no_overload()),
     }

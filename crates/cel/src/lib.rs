@@ -3,7 +3,7 @@
 //!
 //! An [`Env`] declares variables; [`Env::compile`] parses, checks types and gives a [`Program`], or the errors in
 //! upstream's words. [`Program::evaluate`] runs it under a budget. [`structural`] reads types and sizes from the
-//! structural schema of a custom resource.
+//! structural schema of a custom resource; [`device`] is the environment of device selectors.
 //!
 //! **Invariant:** knows nothing of admission, of custom resources or of the server.
 
@@ -12,6 +12,7 @@ mod check;
 mod compare;
 mod cost;
 mod decls;
+pub mod device;
 mod error;
 mod escape;
 mod estimate;
@@ -52,6 +53,7 @@ pub type Structures = fn(&str) -> Option<Type>;
 pub struct Env {
     variables: Vec<(String, Type)>,
     structures: Option<Structures>,
+    bindings: bool,
 }
 
 impl Env {
@@ -75,9 +77,16 @@ impl Env {
         self
     }
 
+    /// With the macro `cel.bind(name, value, expression)`.
+    #[must_use]
+    pub fn bindings(mut self) -> Env {
+        self.bindings = true;
+        self
+    }
+
     /// Compiles an expression.
     pub fn compile(&self, source: &str) -> Result<Program, CompileError> {
-        let mut parsed = parser::parse(source).map_err(|m| CompileError::new(source, m))?;
+        let mut parsed = parser::parse(source, self.bindings).map_err(|m| CompileError::new(source, m))?;
         let checked = check::check(&mut parsed, self).map_err(|m| CompileError::new(source, m))?;
         Ok(Program::new(parsed, checked))
     }

@@ -23,6 +23,7 @@ pub(crate) fn expand(
         ("transformList", 3 | 4) => transform_list,
         ("transformMap" | "transformMapEntry", 3 | 4) => transform_map,
         ("optMap" | "optFlatMap", 2) => optional,
+        ("bind", 3) if p.bindings && matches!(&target.kind, Kind::Ident(name) if name == "cel") => bind,
         _ => {
             let target = Some(Box::new(target));
             return p.node(at, Kind::Call { function: name.into(), target, args });
@@ -258,6 +259,32 @@ fn optional(b: &mut Builder<'_, '_>, name: &str, target: Expr, mut args: Vec<Exp
     let some = if name == "optMap" { b.call("optional.of", vec![bound]) } else { bound };
     let none = b.call("optional.none", Vec::new());
     Ok(b.call("_?_:_", vec![present, some, none]))
+}
+
+/// `cel.bind(x, v, f)`: `f` with `x` standing for `v`, which is evaluated once.
+fn bind(b: &mut Builder<'_, '_>, _: &str, _: Expr, mut args: Vec<Expr>) -> Expanded {
+    let (Some(result), Some(init)) = (args.pop(), args.pop()) else {
+        return Err((b.at, "cel.bind() variable names must be simple identifiers"));
+    };
+    let variable = match args.pop().map(|a| (b.p.position(&a), a.kind)) {
+        Some((_, Kind::Ident(name))) => name,
+        other => {
+            let at = other.map_or(b.at, |o| o.0);
+            return Err((at, "cel.bind() variable names must be simple identifiers"));
+        }
+    };
+    let (range, condition) = (b.list(Vec::new()), b.bool(false));
+    let step = b.node(Kind::Ident(variable.clone()));
+    Ok(b.node(Kind::Fold(Box::new(Fold {
+        range,
+        var: "#unused".into(),
+        var2: None,
+        accu: variable,
+        init,
+        condition,
+        step,
+        result,
+    }))))
 }
 
 /// A copy whose nodes have numbers of their own.

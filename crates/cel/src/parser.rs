@@ -45,7 +45,7 @@ pub(crate) struct Parsed {
 }
 
 /// Parses a source.
-pub(crate) fn parse(source: &str) -> Result<Parsed, Vec<Mistake>> {
+pub(crate) fn parse(source: &str, bindings: bool) -> Result<Parsed, Vec<Mistake>> {
     if source.chars().count() > SOURCE_MAX {
         let message = format!(
             "expression code point size exceeds limit: size: {}, limit {SOURCE_MAX}",
@@ -54,8 +54,16 @@ pub(crate) fn parse(source: &str) -> Result<Parsed, Vec<Mistake>> {
         return Err(vec![Mistake { at: 0, message }]);
     }
     let (tokens, mistakes) = tokens(source);
-    let mut parser =
-        Parser { source, tokens, next: 0, positions: Vec::new(), heights: Vec::new(), mistakes, depth: 0 };
+    let mut parser = Parser {
+        source,
+        tokens,
+        next: 0,
+        positions: Vec::new(),
+        heights: Vec::new(),
+        mistakes,
+        depth: 0,
+        bindings,
+    };
     let root = parser.expr();
     if let Ok(root) = root {
         let left = parser.peek().clone();
@@ -82,6 +90,8 @@ pub(crate) struct Parser<'a> {
     heights: Vec<u16>,
     mistakes: Vec<Mistake>,
     depth: usize,
+    /// Whether `cel.bind` is a macro here.
+    pub(crate) bindings: bool,
 }
 
 /// Binary operators from the loosest to the tightest, with the functions they call.

@@ -99,6 +99,8 @@ pub enum Map<'a> {
     Json(&'a serde_json::Map<String, Json>, Type),
     /// Entries.
     Made(Rc<BTreeMap<Key<'a>, Value<'a>>>),
+    /// Maps by domain; what a domain that is not there leads to is an empty map rather than an error.
+    Domains(Rc<BTreeMap<Key<'a>, Value<'a>>>),
     /// A struct that was constructed: its name and the fields that were set.
     Struct(Arc<str>, Rc<BTreeMap<Key<'a>, Value<'a>>>),
 }
@@ -327,7 +329,7 @@ impl<'a> Map<'a> {
     pub fn len(&self) -> usize {
         match self {
             Map::Json(map, _) => map.len(),
-            Map::Made(map) | Map::Struct(_, map) => map.len(),
+            Map::Made(map) | Map::Domains(map) | Map::Struct(_, map) => map.len(),
         }
     }
     /// Whether there are none.
@@ -348,7 +350,9 @@ impl<'a> Map<'a> {
                 Some(Value::json(json, &declared))
             }
             Map::Json(map, ty) => map.get(name).map(|json| Value::json(json, value_type(ty))),
-            Map::Made(_) | Map::Struct(..) => self.get(&Key::String(Text::Shared(name.into()))),
+            Map::Made(_) | Map::Domains(_) | Map::Struct(..) => {
+                self.get(&Key::String(Text::Shared(name.into())))
+            }
         }
     }
 
@@ -359,6 +363,9 @@ impl<'a> Map<'a> {
             (Map::Json(..), _) => None,
             // A key borrowed for less long is as good for looking up.
             (Map::Made(map) | Map::Struct(_, map), key) => lookup(map, key),
+            (Map::Domains(map), key) => {
+                Some(lookup(map, key).unwrap_or_else(|| Value::Map(Map::Made(Rc::default()))))
+            }
         }
     }
 
@@ -378,7 +385,9 @@ impl<'a> Map<'a> {
                 let (map, ty): (&'a serde_json::Map<String, Json>, _) = (map, value_type(ty));
                 Box::new(map.iter().map(move |(k, v)| (Value::text(k), Value::json(v, ty))))
             }
-            Map::Made(map) | Map::Struct(_, map) => Box::new(map.iter().map(|(k, v)| (k.value(), v.clone()))),
+            Map::Made(map) | Map::Domains(map) | Map::Struct(_, map) => {
+                Box::new(map.iter().map(|(k, v)| (k.value(), v.clone())))
+            }
         }
     }
 }

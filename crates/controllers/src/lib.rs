@@ -34,6 +34,7 @@ pub mod podgc;
 mod pods;
 pub mod protection;
 pub mod replicaset;
+pub mod resourceclaim;
 pub mod resourcequota;
 pub mod root_ca;
 pub mod serviceaccount;
@@ -83,6 +84,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         protection::volumes_descriptor(),
         replicaset::descriptor(),
         replicaset::replication_controller_descriptor(),
+        resourceclaim::descriptor(),
         resourcequota::descriptor(),
         serviceaccount::descriptor(),
         statefulset::descriptor(),

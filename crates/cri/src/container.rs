@@ -30,6 +30,8 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     /// Device nodes of the node.
     pub devices: Vec<Device>,
+    /// Full names of devices of the Container Device Interface, such as `vendor.com/class=device`.
+    pub cdi_devices: Vec<String>,
     /// Labels to select containers by.
     pub labels: BTreeMap<String, String>,
     /// Free data, given back unchanged.

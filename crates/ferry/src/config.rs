@@ -140,6 +140,9 @@ pub struct UpOptions {
     /// plugins that expect the usual place.
     #[arg(long, value_name = "DIR")]
     pub device_plugin_dir: Option<PathBuf>,
+    /// Where files of the Container Device Interface are, the later directory over the earlier.
+    #[arg(long, value_delimiter = ',', default_value = "/etc/cdi,/var/run/cdi", value_name = "DIRS")]
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Images: pulls and what is collected.
     #[command(flatten)]
     pub images: crate::pulls::ImageOptions,

@@ -75,6 +75,7 @@ pub async fn open_runtime(
         random: env.random.clone(),
         cgroup_v2_root: None,
         self_exe: "/proc/self/exe".into(),
+        cdi: cdi::Registry::new(env.options.cdi_spec_dirs.iter().cloned()),
     };
     Runtime::open(config).await.context("cannot open the container runtime")
 }

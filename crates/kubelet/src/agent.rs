@@ -100,6 +100,8 @@ pub struct Agent {
     pub gate: crate::server::Gate,
     /// Devices of plugins and whose they are.
     pub devices: Arc<crate::devices::Manager>,
+    /// Devices of claims.
+    pub dra: Arc<crate::dra::Manager>,
     /// Told when the processors that containers share have changed.
     pub shared_changed: Notify,
     /// Swap that is there to be limited.
@@ -130,6 +132,14 @@ impl Workers {
     pub fn condemn(&self, uid: &str, verdict: Verdict) {
         if let Some(handle) = self.0.lock().get(uid) {
             let _ = handle.condemned.set(verdict);
+            handle.kick.notify_one();
+        }
+    }
+
+    /// Has every worker that waits after a failure try again.
+    pub fn retry_all(&self) {
+        for handle in self.0.lock().values() {
+            handle.stale.store(true, Ordering::Release);
             handle.kick.notify_one();
         }
     }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::{Agent, Desired, Workers};
 use crate::config::Config;
 use crate::csi::volume::CsiVolumes;
+use crate::dra::plugins::{Drivers, Registrar};
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::node::{lease, register};
@@ -108,6 +109,7 @@ impl Kubelet {
             tokio::spawn(server.serve(cancel.clone()));
         }
         let drivers = agent.volumes.csi.drivers.clone();
+        let devices = agent.dra.drivers.clone();
         let directory = agent.config.root_dir.join("plugins_registry");
         let (registered, known) = tokio::sync::oneshot::channel();
         spawn(&cancel, register::keep(agent.clone(), port, registered));
@@ -120,7 +122,14 @@ impl Kubelet {
                 if let Err(error) = drivers.publish().await {
                     tracing::warn!(%error, "the CSINode object could not be made");
                 }
-                let handlers: Handlers = [("CSIPlugin", drivers as Arc<dyn plugins::Handler>)].into();
+                // Drivers of devices have to come again, and publish what they have.
+                let wiping = devices.clone();
+                tokio::spawn(async move { wiping.wipe("").await });
+                let handlers: Handlers = [
+                    ("CSIPlugin", drivers as Arc<dyn plugins::Handler>),
+                    ("DRAPlugin", Arc::new(Registrar(devices))),
+                ]
+                .into();
                 let watch = plugins::watch(directory, Arc::new(handlers));
                 tokio::join!(lease::keep(client, name, clock), watch);
             }
@@ -169,7 +178,10 @@ impl Kubelet {
         let csi = CsiVolumes::new(self.client.clone(), name, root, self.clock.clone(), attached, in_use);
         csi.reconstruct();
         let sink = EventSink::start(self.clock.clone(), cancel.clone());
+        let woken = workers.clone();
+        let drivers = Arc::new(Drivers::new(self.client.clone(), name, move || woken.retry_all()));
         let agent = Arc::new(Agent {
+            dra: Arc::new(crate::dra::Manager::new(self.client.clone(), root, drivers)),
             runtime_info: info,
             machine: Machine::read(&self.config, &runtime_version),
             recorder: sink.recorder(self.client.clone(), "kubelet", name),

@@ -16,6 +16,7 @@ pub mod cpu;
 pub mod credentials;
 pub mod csi;
 pub mod devices;
+pub mod dra;
 pub mod duration;
 pub mod env;
 pub mod eviction;

@@ -27,6 +27,8 @@ pub async fn remove(agent: &Arc<Agent>, pods: &Informer<Pod>) {
     let wanted: HashSet<String> = pods.store().list().iter().map(|pod| pod.uid().to_owned()).collect();
     agent.cpus.keep_only(|uid| wanted.contains(uid));
     agent.devices.keep_only(|uid| wanted.contains(uid));
+    let (dra, known) = (agent.dra.clone(), wanted.clone());
+    tokio::spawn(async move { dra.keep_only(|uid| known.contains(uid)).await });
     agent.shared_changed.notify_one();
     let mut left = on_disk(&agent.config.root_dir, &agent.config.log_dir);
     for (uid, path) in cgroup::pods(Path::new(cgroup::MOUNT), &agent.config.cgroup_root) {

@@ -31,7 +31,7 @@ pub trait Handler: Send + Sync {
     /// A plugin has come. An error is told to it.
     fn register<'a>(&'a self, plugin: &'a PluginInfo, socket: &'a Path) -> BoxFuture<'a, Result<(), String>>;
     /// A plugin's socket is gone.
-    fn deregister<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()>;
+    fn deregister<'a>(&'a self, name: &'a str, socket: &'a Path) -> BoxFuture<'a, ()>;
 }
 
 /// Handlers by kind of plugin, such as `CSIPlugin`.
@@ -104,7 +104,7 @@ async fn reconcile(directory: &Path, handlers: &Arc<Handlers>, known: &mut HashM
         if let Some((kind, name)) = plugin
             && let Some(handler) = handlers.get(kind.as_str())
         {
-            handler.deregister(&name).await;
+            handler.deregister(&name, &path).await;
         }
     }
     for (path, inode) in there {

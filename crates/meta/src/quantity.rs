@@ -105,6 +105,20 @@ impl Quantity {
         self.plus(Quantity { nanos: -other.nanos, format: other.format })
     }
 
+    /// The least `from + n * step` that is no less than this; whole numbers in binary format. This one itself where
+    /// the step is nothing.
+    #[must_use]
+    pub fn stepped_up(&self, from: Quantity, step: Quantity) -> Quantity {
+        if step.nanos <= 0 {
+            return *self;
+        }
+        let steps = div_ceil(self.nanos - from.nanos, step.nanos).max(0);
+        let nanos = steps.checked_mul(step.nanos).and_then(|n| n.checked_add(from.nanos));
+        let Some(nanos) = nanos.filter(|nanos| *nanos != self.nanos) else { return *self };
+        let format = if nanos % NANO == 0 { Format::Binary } else { self.format };
+        Quantity { nanos, format }
+    }
+
     /// Whether the value is below zero.
     pub fn is_negative(&self) -> bool {
         self.nanos < 0

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tonic::body::Body;
 
 /// Largest message taken from a server: what upstream's kubelet allows its runtime.
@@ -29,9 +29,16 @@ pub struct Channel {
     inner: Arc<Inner>,
 }
 
+/// A connection, and who hears of its end.
+#[derive(Clone)]
+struct Connection {
+    sender: SendRequest<Body>,
+    open: watch::Receiver<()>,
+}
+
 struct Inner {
     path: PathBuf,
-    sender: Mutex<Option<SendRequest<Body>>>,
+    sender: Mutex<Option<Connection>>,
 }
 
 impl std::fmt::Debug for Channel {
@@ -51,10 +58,16 @@ impl Channel {
         &self.inner.path
     }
 
-    async fn sender(&self) -> Result<SendRequest<Body>, tonic::Status> {
+    /// Connects, unless it is connected. What is given back ends with the connection.
+    pub async fn connected(&self) -> Result<impl Future<Output = ()> + use<>, tonic::Status> {
+        let mut open = self.connection().await?.open;
+        Ok(async move { while open.changed().await.is_ok() {} })
+    }
+
+    async fn connection(&self) -> Result<Connection, tonic::Status> {
         let mut held = self.inner.sender.lock().await;
-        if let Some(sender) = held.as_ref().filter(|s| !s.is_closed()) {
-            return Ok(sender.clone());
+        if let Some(connection) = held.as_ref().filter(|c| !c.sender.is_closed()) {
+            return Ok(connection.clone());
         }
         let connected = connect(&self.inner.path).await.map_err(|error| {
             let path = self.inner.path.display();
@@ -75,14 +88,14 @@ impl Channel {
         parts.path_and_query = Some(path);
         *request.uri_mut() = http::Uri::from_parts(parts)
             .map_err(|error| tonic::Status::internal(format!("malformed method: {error}")))?;
-        let mut sender = self.sender().await?;
+        let mut sender = self.connection().await?.sender;
         let lost = |error: hyper::Error| tonic::Status::unavailable(format!("transport is closing: {error}"));
         sender.ready().await.map_err(lost)?;
         sender.send_request(request).await.map_err(lost)
     }
 }
 
-async fn connect(path: &Path) -> std::io::Result<SendRequest<Body>> {
+async fn connect(path: &Path) -> std::io::Result<Connection> {
     let stream = UnixStream::connect(path).await.map_err(plain)?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(WINDOW_BYTES)
@@ -90,12 +103,15 @@ async fn connect(path: &Path) -> std::io::Result<SendRequest<Body>> {
         .handshake(TokioIo::new(stream))
         .await
         .map_err(std::io::Error::other)?;
+    let (end, open) = watch::channel(());
     tokio::spawn(async move {
+        // Dropped with the connection.
+        let _end = end;
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to a socket ended");
         }
     });
-    Ok(sender)
+    Ok(Connection { sender, open })
 }
 
 /// The system's words without the number that Rust adds.

@@ -33,6 +33,8 @@ pub struct Cache {
     pub pods_with_terms: usize,
     /// Claims, volumes and classes.
     pub storage: crate::storage::Storage,
+    /// Claims of devices, slices and classes.
+    pub devices: crate::devices::Devices,
     index: HashMap<String, usize>,
     places: HashMap<Arc<str>, Place>,
     /// Pods bound to nodes that have not been seen yet.

@@ -27,6 +27,8 @@ pub struct Diagnosis {
     pub nodes: usize,
     /// Why no node was looked at closely.
     pub rejected: Option<String>,
+    /// Why the search was broken off.
+    pub failed: Option<String>,
     /// How many nodes were refused for each reason.
     pub reasons: BTreeMap<Cow<'static, str>, usize>,
     /// Bits of the plugins that refused.
@@ -48,23 +50,37 @@ impl Diagnosis {
 
     /// The message for people, in upstream's words. `preemption` is what came of making room.
     pub fn message(&self, preemption: &str) -> String {
+        self.message_after("", preemption)
+    }
+
+    /// The message with what came of other ways to help.
+    pub fn message_after(&self, helped: &str, preemption: &str) -> String {
+        if let Some(why) = &self.failed {
+            return why.clone();
+        }
         if self.nodes == 0 {
             return "no nodes available to schedule pods".into();
         }
-        if let Some(why) = &self.rejected {
-            let mut message = format!("0/{} nodes are available: {why}.", self.nodes);
-            if !preemption.is_empty() {
-                message.push_str(" preemption: ");
-                message.push_str(preemption);
+        let refused = match &self.rejected {
+            Some(why) => why.clone(),
+            None => {
+                let mut parts: Vec<String> =
+                    self.reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+                parts.sort();
+                parts.join(", ")
             }
-            return message;
+        };
+        let mut after = Vec::new();
+        if !helped.is_empty() {
+            after.push(helped.to_owned());
         }
-        let mut parts: Vec<String> = self.reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-        parts.sort();
-        let mut message = format!("0/{} nodes are available: {}.", self.nodes, parts.join(", "));
         if !preemption.is_empty() {
-            message.push_str(" preemption: ");
-            message.push_str(preemption);
+            after.push(format!("preemption: {preemption}"));
+        }
+        let mut message = format!("0/{} nodes are available: {refused}.", self.nodes);
+        if !after.is_empty() {
+            message.push(' ');
+            message.push_str(&after.join(", "));
         }
         message
     }
@@ -172,6 +188,13 @@ pub fn schedule(
         looked_at += 1;
         match fits(cache, &state, pod, &cache.nodes[position], nominated) {
             Ok(()) => feasible.push(position),
+            Err((plugin, refusal)) if refusal.fatal => {
+                diagnosis.plugins = 1 << plugin;
+                let name = PLUGINS.get(plugin).map_or("", |plugin| plugin.name);
+                diagnosis.failed =
+                    Some(format!("running {name:?} filter plugin: {}", refusal.reasons.join(", ")));
+                return Outcome::Nowhere(Box::new(diagnosis), Box::new(state));
+            }
             Err((plugin, refusal)) => diagnosis.note(position, plugin, refusal),
         }
     }

@@ -5,7 +5,9 @@ use std::ops::BitOr;
 
 use crate::cache::Cache;
 use crate::node_info::NodeInfo;
-use crate::plugins::{inter_pod_affinity, topology_spread, volume_binding, volume_restrictions};
+use crate::plugins::{
+    dynamic_resources, inter_pod_affinity, topology_spread, volume_binding, volume_restrictions,
+};
 use crate::pod_info::PodInfo;
 
 /// Best score of one plugin.
@@ -34,6 +36,8 @@ impl Changes {
     pub const NAMESPACE: Changes = Changes(64);
     /// Claims, volumes or their classes have changed.
     pub const STORAGE: Changes = Changes(128);
+    /// Claims, slices or classes of devices have changed.
+    pub const DEVICES: Changes = Changes(256);
     /// Everything.
     pub const ALL: Changes = Changes(u16::MAX);
 
@@ -62,17 +66,24 @@ pub struct Refusal {
     pub reasons: Vec<Cow<'static, str>>,
     /// Whether removing other pods from the node could help.
     pub resolvable: bool,
+    /// Whether no other node need be looked at: something is wrong with what the pod asks for.
+    pub fatal: bool,
 }
 
 impl Refusal {
     /// A refusal that removing pods could lift.
     pub fn resolvable(reason: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal { reasons: vec![reason.into()], resolvable: true }
+        Refusal { reasons: vec![reason.into()], resolvable: true, fatal: false }
     }
 
     /// A refusal that stays whatever pods are on the node.
     pub fn lasting(reason: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal { reasons: vec![reason.into()], resolvable: false }
+        Refusal { reasons: vec![reason.into()], resolvable: false, fatal: false }
+    }
+
+    /// A refusal that holds for every node.
+    pub fn fatal(reason: impl Into<Cow<'static, str>>) -> Refusal {
+        Refusal { reasons: vec![reason.into()], resolvable: false, fatal: true }
     }
 }
 
@@ -96,6 +107,8 @@ pub struct CycleState {
     pub spread: topology_spread::State,
     /// The pod's claims.
     pub claims: volume_binding::State,
+    /// The pod's claims of devices.
+    pub devices: dynamic_resources::State,
     /// Claims of the pod that one pod at a time may use.
     pub exclusive: volume_restrictions::State,
     /// The plugin that wants no node at all, and why.

@@ -9,6 +9,7 @@
 
 pub mod cache;
 pub mod cycle;
+pub mod devices;
 pub mod framework;
 pub mod labels;
 pub mod node_info;
@@ -18,11 +19,14 @@ pub mod preemption;
 pub mod queue;
 pub mod resources;
 pub mod run;
+mod run_devices;
 mod run_volumes;
 pub mod state;
 pub mod storage;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_devices;
 
 pub use run::{SCHEDULER_NAME, run};

@@ -15,9 +15,11 @@ use serde_json::{Value, json};
 use stdx::{Clock, Random};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::plugins::dynamic_resources;
 use crate::pod_info::PodInfo;
 use crate::preemption::{Budget, Room};
 use crate::queue::Queued;
+use crate::run_devices::Written;
 use crate::state::{Decision, State};
 
 /// Name by which pods choose this scheduler (`spec.schedulerName`).
@@ -38,6 +40,7 @@ pub(crate) struct Shell {
     /// Something has happened to claims, or a pod that waits for them is gone.
     pub(crate) bound: Notify,
     pub(crate) claims: Arc<Informer<PersistentVolumeClaim>>,
+    pub(crate) device_claims: Arc<Informer<ResourceClaim>>,
     pods: Arc<Informer<Pod>>,
     budgets: Arc<Informer<PodDisruptionBudget>>,
     in_flight: Arc<Semaphore>,
@@ -56,6 +59,7 @@ pub async fn run(context: &Context) {
         wake: Notify::new(),
         bound: Notify::new(),
         claims: context.informers.get::<PersistentVolumeClaim>(),
+        device_claims: context.informers.get::<ResourceClaim>(),
         pods: context.informers.get::<Pod>(),
         budgets: context.informers.get::<PodDisruptionBudget>(),
         in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
@@ -92,6 +96,7 @@ impl Shell {
             it.wake.notify_one();
         });
         self.follow_storage(context).await;
+        self.follow_devices(context).await;
         // Nodes first: otherwise the first pods would find none and wait.
         nodes.synced().await;
         let it = self.clone();
@@ -176,24 +181,38 @@ impl Shell {
 
     async fn carry_out(self: Arc<Self>, decision: Decision, permit: OwnedSemaphorePermit) {
         match decision {
-            Decision::Bind { pod, node, volumes } if volumes.is_empty() => self.bind(pod, &node).await,
-            Decision::Bind { pod, node, volumes } => {
+            Decision::Bind { pod, node, volumes, devices } if volumes.is_empty() && devices.is_empty() => {
+                self.bind(pod, &node, Vec::new()).await;
+            }
+            Decision::Bind { pod, node, volumes, devices } => {
                 // Making volumes takes long, and others are not to wait for that.
                 drop(permit);
-                match self.bind_volumes(&pod.info, &node, &volumes).await {
-                    Ok(()) => self.bind(pod, &node).await,
-                    Err(why) => {
-                        let message = format!("running PreBind plugin \"VolumeBinding\": {why}");
-                        self.recorder.warning(&*pod.info.pod, "FailedScheduling", message);
-                        self.give_back(pod);
-                    }
+                if let Err(why) = self.bind_volumes(&pod.info, &node, &volumes).await {
+                    return self.refuse(pod, "VolumeBinding", &why);
+                }
+                match self.bind_claims(&pod.info, &devices).await {
+                    Ok(written) => self.bind(pod, &node, written).await,
+                    Err(why) => self.refuse(pod, dynamic_resources::NAME, &why),
                 }
             }
-            Decision::Report { pod, message, room } => self.report(&pod, &message, room).await,
+            Decision::Report { pod, message, room, cleanup, failed } => {
+                let reason = if failed { "SchedulerError" } else { "Unschedulable" };
+                self.report(&pod, reason, &message, room).await;
+                if let Some(cleanup) = cleanup {
+                    self.clean_up(&cleanup).await;
+                }
+            }
         }
     }
 
-    async fn bind(&self, queued: Queued, node: &str) {
+    /// Something that has to be done before binding could not be.
+    fn refuse(&self, pod: Queued, plugin: &str, why: &str) {
+        let message = format!("running PreBind plugin {plugin:?}: {why}");
+        self.recorder.warning(&*pod.info.pod, "FailedScheduling", message);
+        self.give_back(pod);
+    }
+
+    async fn bind(&self, queued: Queued, node: &str, written: Written) {
         let info = &queued.info;
         let binding = json!({
             "apiVersion": "v1", "kind": "Binding",
@@ -211,6 +230,7 @@ impl Shell {
             }
             Err(error) => {
                 tracing::debug!(pod = &*info.key, node, %error, "binding failed");
+                self.unbind_claims(info, written).await;
                 self.give_back(queued);
             }
         }
@@ -234,18 +254,19 @@ impl Shell {
         } else {
             state.cache.forget(&queued.info.uid);
             state.cache.storage.settle(&queued.info.uid);
+            state.devices_settled(&queued.info.uid, self.clock.instant());
         }
         drop(state);
         self.wake.notify_one();
     }
 
-    async fn report(&self, info: &PodInfo, message: &str, room: Option<Room>) {
+    async fn report(&self, info: &PodInfo, reason: &str, message: &str, room: Option<Room>) {
         self.recorder.warning(&*info.pod, "FailedScheduling", message);
         let node = room.as_ref().map(|room| room.node.as_str());
         let current = self.pods.store().get(&info.key).filter(|pod| pod.uid() == &*info.uid);
         let known = |pod: &Pod| condition(pod).is_some_and(|c| c.message.as_deref() == Some(message));
         if let Some(pod) = current.filter(|pod| node.is_some() || !known(pod)) {
-            self.set_condition(&pod, "Unschedulable", message, node).await;
+            self.set_condition(&pod, reason, message, node).await;
         }
         if let Some(room) = room {
             for victim in &room.victims {

@@ -1,15 +1,18 @@
 //! Cache and queue together, and what events and cycles do to them. Still no IO.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use api::k8s_openapi::api::core::v1::PodResourceClaimStatus;
 use api::prelude::*;
 use stdx::Random;
 
 use crate::cache::Cache;
 use crate::cycle::{self, Nominated, Outcome};
+use crate::devices;
 use crate::framework::Changes;
-use crate::plugins::{scheduling_gates, volume_binding};
+use crate::plugins::{dynamic_resources, scheduling_gates, volume_binding};
 use crate::pod_info::PodInfo;
 use crate::preemption::{self, Budget, Room, Verdict};
 use crate::queue::{Queue, Queued};
@@ -26,6 +29,8 @@ pub enum Decision {
         node: String,
         /// What is to be bound or made first.
         volumes: Work,
+        /// Claims of devices that are to be written first.
+        devices: devices::Work,
     },
     /// Tell people that the pod fits nowhere.
     Report {
@@ -35,6 +40,10 @@ pub enum Decision {
         message: String,
         /// Room to make.
         room: Option<Room>,
+        /// A claim to be made free.
+        cleanup: Option<devices::Cleanup>,
+        /// Whether something is wrong that has nothing to do with room.
+        failed: bool,
     },
 }
 
@@ -46,6 +55,8 @@ pub struct State {
     /// Pods that want a node.
     pub queue: Queue,
     nominated: Nominated,
+    /// Pods that are not tried before their claims are there.
+    held: HashMap<Arc<str>, Arc<PodInfo>>,
     start: usize,
 }
 
@@ -65,6 +76,12 @@ fn same_wish(old: &Pod, new: &Pod) -> bool {
         && old.metadata.labels == new.metadata.labels
         && old.is_terminating() == new.is_terminating()
         && old.metadata.annotations == new.metadata.annotations
+        && claim_names(old) == claim_names(new)
+}
+
+/// The claims that were made for a pod.
+fn claim_names(pod: &Pod) -> Option<&Vec<PodResourceClaimStatus>> {
+    pod.status.as_ref()?.resource_claim_statuses.as_ref()
 }
 
 impl State {
@@ -80,6 +97,7 @@ impl State {
             self.pod_gone(pod, now);
             return None;
         }
+        self.held.remove(pod.uid());
         let node = node_of(pod);
         if !node.is_empty() {
             self.queue.remove(pod.uid());
@@ -102,7 +120,8 @@ impl State {
             return None;
         }
         // An assumed pod that is not yet seen bound is not to be scheduled twice.
-        if self.cache.is_placed(pod.uid()) || old.is_some_and(|old| same_wish(old, pod)) {
+        let held = dynamic_resources::blocked(&self.cache, &PodInfo::new(pod.clone())).is_some();
+        if self.cache.is_placed(pod.uid()) || (!held && old.is_some_and(|old| same_wish(old, pod))) {
             return None;
         }
         let info = Arc::new(PodInfo::new(pod.clone()));
@@ -110,6 +129,11 @@ impl State {
             Some(why) => {
                 self.queue.gate(info.uid.clone());
                 Some(why)
+            }
+            None if held => {
+                self.queue.gate(info.uid.clone());
+                self.held.insert(info.uid.clone(), info);
+                None
             }
             None => {
                 self.queue.add(info, now);
@@ -121,6 +145,7 @@ impl State {
     /// A pod is gone or finished.
     pub fn pod_gone(&mut self, pod: &Pod, now: Instant) {
         self.queue.remove(pod.uid());
+        self.held.remove(pod.uid());
         self.unnominate(pod.uid());
         if let Some(info) = self.cache.remove_pod(pod.uid()) {
             self.queue.changed(Changes::POD_REMOVED, now, |waiting| frees(waiting, &info));
@@ -176,19 +201,50 @@ impl State {
         }
     }
 
+    /// Claims of devices, slices, classes or rules have changed.
+    pub fn devices_changed(&mut self, change: devices::Change, now: Instant) {
+        let news = self.cache.devices.take_in(change);
+        if news == devices::News::Nothing {
+            return;
+        }
+        let cache = &self.cache;
+        let ready =
+            |(_, info): &(&Arc<str>, &Arc<PodInfo>)| dynamic_resources::blocked(cache, info).is_none();
+        let free: Vec<Arc<str>> = self.held.iter().filter(ready).map(|(uid, _)| uid.clone()).collect();
+        for info in free.iter().filter_map(|uid| self.held.remove(uid)) {
+            self.queue.add(info, now);
+        }
+        self.queue.changed(Changes::DEVICES, now, |waiting| match &news {
+            devices::News::Claim(key) => dynamic_resources::uses(waiting, key),
+            _ => true,
+        });
+    }
+
     /// Runs one cycle, if a pod waits for one.
     pub fn cycle(&mut self, budgets: &[Budget], now: Instant, random: &dyn Random) -> Option<Decision> {
         let pod = self.queue.pop(now)?;
         let info = pod.info.clone();
+        if !::devices::claims::of_pod(&info.pod).is_empty() {
+            self.cache.devices.refresh();
+        }
         match cycle::schedule(&self.cache, &info, &self.nominated, &mut self.start, random) {
             Outcome::Place(position) => {
                 let node = self.cache.nodes[position].name().to_owned();
                 let volumes = volume_binding::work(&self.cache, &info, &self.cache.nodes[position].node);
                 self.cache.storage.assume(&info.uid, &volumes);
+                let chosen = &self.cache.nodes[position];
+                let devices = dynamic_resources::work(&self.cache, &info, chosen, random);
+                self.cache.devices.reserve(&info.uid, &devices);
                 self.cache.assume(info, &node);
-                Some(Decision::Bind { pod, node, volumes })
+                Some(Decision::Bind { pod, node, volumes, devices })
+            }
+            Outcome::Nowhere(diagnosis, _) if diagnosis.failed.is_some() => {
+                self.queue.failed(pod, now);
+                let message = diagnosis.message("");
+                Some(Decision::Report { pod: info, message, room: None, cleanup: None, failed: true })
             }
             Outcome::Nowhere(diagnosis, state) => {
+                let (cleanup, said) = dynamic_resources::cleanup(&self.cache, &info, &state);
                 let offset = random.below(diagnosis.resolvable.len() as u64) as usize;
                 let verdict = if diagnosis.nodes == 0 {
                     Verdict::None(String::new())
@@ -202,9 +258,9 @@ impl State {
                         self.nominate(&info, &room.node);
                         (diagnosis.message(""), Some(room))
                     }
-                    Verdict::None(why) => (diagnosis.message(&why), None),
+                    Verdict::None(why) => (diagnosis.message_after(said, &why), None),
                 };
-                Some(Decision::Report { pod: info, message, room })
+                Some(Decision::Report { pod: info, message, room, cleanup, failed: false })
             }
         }
     }
@@ -213,6 +269,7 @@ impl State {
     pub fn bind_failed(&mut self, pod: Queued, now: Instant) {
         self.cache.forget(&pod.info.uid);
         self.cache.storage.settle(&pod.info.uid);
+        self.devices_settled(&pod.info.uid, now);
         let info = pod.info.clone();
         self.queue.failed(pod, now);
         self.queue.changed(Changes::POD_REMOVED, now, |waiting| frees(waiting, &info));
@@ -222,7 +279,15 @@ impl State {
     pub fn bound(&mut self, pod: &PodInfo, now: Instant) {
         self.unnominate(&pod.uid);
         self.cache.storage.settle(&pod.uid);
+        self.devices_settled(&pod.uid, now);
         self.queue.changed(Changes::POD_PLACED, now, |waiting| concerns(waiting, pod));
+    }
+
+    /// What was decided about a pod's claims is written, or will not be.
+    pub fn devices_settled(&mut self, uid: &str, now: Instant) {
+        if self.cache.devices.settle(uid) {
+            self.queue.changed(Changes::DEVICES, now, |_| true);
+        }
     }
 
     fn nominate(&mut self, info: &Arc<PodInfo>, node: &str) {

@@ -51,7 +51,7 @@ impl World {
     fn decide(&mut self) -> String {
         match self.state.cycle(&[], self.now, &self.random) {
             None => "-".into(),
-            Some(Decision::Bind { pod, node, volumes }) => {
+            Some(Decision::Bind { pod, node, volumes, .. }) => {
                 let bound = volumes.bind.iter().map(|(v, c)| format!(" {}={}", c.name(), v.name()));
                 let made = volumes.provision.iter().map(|c| format!(" {}=new", c.name()));
                 let extra: String = bound.chain(made).collect();

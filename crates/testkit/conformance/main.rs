@@ -11,6 +11,7 @@ mod crd_fields;
 mod crd_openapi;
 mod crd_rules;
 mod disruption;
+mod dra;
 mod jobs;
 mod machinery;
 mod network;
@@ -64,6 +65,7 @@ fn main() -> std::process::ExitCode {
         schedules::cases(),
         scheduling::cases(),
         disruption::cases(),
+        dra::cases(),
         jobs::cases(),
         typed::cases(),
         workloads::cases(),

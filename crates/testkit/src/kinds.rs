@@ -19,6 +19,11 @@ pub fn gvr(resource: &str) -> Gvr {
             ("networking.k8s.io", "v1")
         }
         "poddisruptionbudgets" => ("policy", "v1"),
+        "deviceclasses"
+        | "resourceclaims"
+        | "resourceclaimtemplates"
+        | "resourceslices"
+        | "devicetaintrules" => ("resource.k8s.io", "v1"),
         "priorityclasses" => ("scheduling.k8s.io", "v1"),
         "flowschemas" | "prioritylevelconfigurations" => ("flowcontrol.apiserver.k8s.io", "v1"),
         "customresourcedefinitions" => ("apiextensions.k8s.io", "v1"),

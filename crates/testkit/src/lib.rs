@@ -11,6 +11,7 @@ pub mod clients;
 pub mod cluster;
 pub mod containerd;
 pub mod csi;
+pub mod dra;
 pub mod hook;
 pub mod image;
 pub mod kinds;

@@ -65,7 +65,7 @@ fn normalized(s: &str) -> Result<String, String> {
 }
 
 impl Semver {
-    fn parse(s: &str) -> Result<Semver, String> {
+    pub(crate) fn parse(s: &str) -> Result<Semver, String> {
         if s.is_empty() {
             return Err("Version string empty".into());
         }

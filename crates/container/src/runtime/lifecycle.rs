@@ -18,6 +18,9 @@ use crate::spec::{
     ContainerRecord, DeviceSpec, ExitRecord, ImageMountSpec, SECCOMP_FILE, SPEC_FILE, write_json,
 };
 use crate::wire::{Reply, Request};
+use cdi::Edits;
+
+use super::edits;
 
 /// File with what the runtime itself knows of a container.
 pub(super) const CONTAINER_FILE: &str = "container.json";
@@ -79,7 +82,9 @@ impl Runtime {
         config: ContainerConfig,
     ) -> cri::Result<Arc<Container>> {
         let sandbox_config = sandbox.state.read().config.clone();
-        let gathered = gather(&self.config.images, &config)?;
+        let edits = self.config.cdi.edits(&config.cdi_devices).map_err(create_error)?;
+        let edited = edits::apply(&config, &edits);
+        let gathered = gather(&self.config.images, &edited, &edits)?;
         let parent = match sandbox_config.cgroup_parent.as_str() {
             "" => self.cgroup_root().join(&sandbox.id),
             parent => PathBuf::from(parent),
@@ -88,7 +93,7 @@ impl Runtime {
         let plan = plan::plan(Inputs {
             sandbox: &sandbox_config,
             sandbox_dir: &sandbox.dir,
-            config: &config,
+            config: &edited,
             image: &gathered.image.config,
             layers: gathered.image.layers.clone(),
             passwd: &gathered.passwd,
@@ -288,7 +293,7 @@ fn check_propagation(plan: &Plan) -> cri::Result<()> {
     Ok(())
 }
 
-fn gather(images: &ImageStore, config: &ContainerConfig) -> cri::Result<Gathered> {
+fn gather(images: &ImageStore, config: &ContainerConfig, edits: &Edits) -> cri::Result<Gathered> {
     let image = resolve(images, &config.image)?;
     let mut volumes = Vec::new();
     for mount in &config.mounts {
@@ -315,6 +320,9 @@ fn gather(images: &ImageStore, config: &ContainerConfig) -> cri::Result<Gathered
         spec.access.clone_from(&device.permissions);
         devices.push(spec);
     }
+    for node in &edits.devices {
+        devices.push(edits::device(node).map_err(create_error)?);
+    }
     Ok(Gathered { volumes, passwd, group, devices, image })
 }
 
@@ -322,7 +330,7 @@ fn resolve(images: &ImageStore, name: &str) -> cri::Result<ResolvedImage> {
     images.resolve(name)?.ok_or_else(|| create_error(format!("failed to resolve image {name:?}: not found")))
 }
 
-fn device_at(path: &Path) -> Option<DeviceSpec> {
+pub(super) fn device_at(path: &Path) -> Option<DeviceSpec> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
     let metadata = fs::metadata(path).ok()?;
     let kind = metadata.file_type();

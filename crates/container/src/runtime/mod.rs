@@ -6,6 +6,7 @@
 
 mod adopt;
 mod connection;
+mod edits;
 mod lifecycle;
 mod plan;
 mod propagation;
@@ -56,6 +57,8 @@ pub struct Config {
     pub cgroup_v2_root: Option<PathBuf>,
     /// The program that calls [`crate::intercept`] first thing: usually `/proc/self/exe`.
     pub self_exe: PathBuf,
+    /// Devices of the Container Device Interface.
+    pub cdi: cdi::Registry,
 }
 
 /// The embedded runtime.

@@ -173,7 +173,7 @@ pub fn config_to(config: &ContainerConfig) -> pb::ContainerConfig {
             resources: Some(resources_to(&config.resources)),
             security_context: Some(security_to(&config.security)),
         }),
-        cdi_devices: Vec::new(),
+        cdi_devices: config.cdi_devices.iter().map(|name| pb::CdiDevice { name: name.clone() }).collect(),
         stop_signal: config.stop_signal.as_deref().map_or(pb::Signal::RuntimeDefault, signal::to).into(),
     }
 }
@@ -201,6 +201,7 @@ pub fn config_from(config: &pb::ContainerConfig) -> ContainerConfig {
         envs: envs.collect(),
         mounts: config.mounts.iter().map(mount_from).collect(),
         devices: devices.collect(),
+        cdi_devices: config.cdi_devices.iter().map(|device| device.name.clone()).collect(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
         log_path: config.log_path.as_str().into(),
@@ -385,6 +386,7 @@ mod tests {
                 host_path: "/dev/b".into(),
                 permissions: "rw".into(),
             }],
+            cdi_devices: vec!["vendor.com/class=x".into()],
             labels: [("a".to_owned(), "b".to_owned())].into(),
             annotations: [("c".to_owned(), "d".to_owned())].into(),
             log_path: "c/0.log".into(),

@@ -188,7 +188,7 @@ impl Handler for Drivers {
         })
     }
 
-    fn deregister<'a>(&'a self, name: &'a str) -> BoxFuture<'a, ()> {
+    fn deregister<'a>(&'a self, name: &'a str, _: &'a Path) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             self.registered.lock().remove(name);
             let removed = self.change(|csi_node| {

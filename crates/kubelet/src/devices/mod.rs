@@ -316,6 +316,11 @@ fn fit(config: &mut cri::ContainerConfig, wanted: v1beta1::ContainerAllocateResp
             });
         }
     }
+    for device in wanted.cdi_devices {
+        if !config.cdi_devices.contains(&device.name) {
+            config.cdi_devices.push(device.name);
+        }
+    }
     for (key, value) in wanted.annotations {
         config.annotations.entry(key).or_insert(value);
     }
@@ -443,12 +448,13 @@ mod tests {
                 permissions: "rw".into(),
             }],
             annotations: [("k".to_owned(), "v".to_owned())].into(),
-            cdi_devices: Vec::new(),
+            cdi_devices: vec![v1beta1::CdiDevice { name: "vendor.com/class=x".into() }],
         };
         fit(&mut config, wanted.clone());
         fit(&mut config, wanted);
         assert_eq!(config.envs, [env("A", "own"), env("B", "2")]);
         assert_eq!((config.mounts.len(), config.devices.len()), (1, 1));
+        assert_eq!(config.cdi_devices, ["vendor.com/class=x"]);
         assert!(config.mounts[0].readonly && config.annotations["k"] == "v");
     }
 }

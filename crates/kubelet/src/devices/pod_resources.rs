@@ -35,6 +35,7 @@ impl Lister {
         let mut given = self.0.devices.given(pod.uid());
         let containers = spec::containers(pod).into_iter().filter(|(role, _)| *role != Role::Ephemeral);
         let containers = containers.map(|(_, container)| {
+            let container = &*container;
             let own = given.remove(&container.name).unwrap_or_default().into_iter();
             let devices = own.map(|(name, given)| {
                 let near = given.ids.iter().filter_map(|id| nodes.get(&(name.as_str(), id.as_str())));
@@ -49,7 +50,7 @@ impl Lister {
                 cpu_ids: self.0.cpus.own(pod.uid(), &container.name).into_iter().map(i64::from).collect(),
                 name: container.name.clone(),
                 memory: Vec::new(),
-                dynamic_resources: Vec::new(),
+                dynamic_resources: self.claims(pod, container),
             }
         });
         v1::PodResources {
@@ -59,6 +60,23 @@ impl Lister {
             cpu_ids: Vec::new(),
             memory: Vec::new(),
         }
+    }
+
+    /// What a container has of claims.
+    fn claims(&self, pod: &Pod, container: &Container) -> Vec<v1::DynamicResource> {
+        let all = self.0.dra.devices(pod, container).unwrap_or_default();
+        let one = |(claim_name, devices): (String, Vec<(String, crate::dra::state::Device)>)| {
+            let resources = devices.into_iter().map(|(driver_name, device)| v1::ClaimResource {
+                cdi_devices: device.cdi_device_ids.into_iter().map(|name| v1::CdiDevice { name }).collect(),
+                driver_name,
+                pool_name: device.pool_name,
+                device_name: device.device_name,
+                share_id: device.share_id,
+            });
+            let claim_resources = resources.collect();
+            v1::DynamicResource { claim_name, claim_namespace: pod.namespace().to_owned(), claim_resources }
+        };
+        all.into_iter().map(one).collect()
     }
 
     fn pods(&self) -> Vec<Arc<Pod>> {

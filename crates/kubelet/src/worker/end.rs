@@ -155,6 +155,10 @@ impl Worker {
                 return false;
             }
         }
+        if let Err(error) = agent.dra.unprepare(pod.uid()).await {
+            tracing::debug!(pod = spec::describe(pod), error, "claims are still prepared");
+            return false;
+        }
         if let Err(error) = agent.volumes.unpublish(&self.dirs).await {
             agent.recorder.warning(&**pod, "FailedUnmount", error);
             return false;

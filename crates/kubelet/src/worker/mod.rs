@@ -478,6 +478,11 @@ impl Worker {
                 }
             }
         }
+        if let Err(error) = agent.dra.prepare(pod).await {
+            let message = format!("Failed to prepare dynamic resources: {error}");
+            agent.recorder.warning(pod, "FailedPrepareDynamicResources", message);
+            return Err(self.fail());
+        }
         self.make_cgroups(pod);
         let node_file = std::fs::read_to_string(&agent.config.resolv_conf).unwrap_or_default();
         let mut config = make::sandbox(pod, &agent.config, &self.dirs, attempt, &node_file);

@@ -165,6 +165,7 @@ impl Job {
         });
         let mut config = config.map_err(config_error)?;
         agent.devices.fit(self.pod.uid(), &mut config);
+        agent.dra.fit(&self.pod, container, &mut config).map_err(config_error)?;
         let ready = agent.devices.before_start(self.pod.uid(), &self.start.name).await;
         ready.map_err(|why| self.failed("PreStartContainerError", why, CONFIG_RETRY))?;
         let kind = match self.start.role {

@@ -12,6 +12,7 @@ mod namespace;
 mod platform;
 pub(crate) mod pod;
 mod rbac;
+mod resource;
 pub mod rules;
 mod service;
 mod storage;
@@ -197,6 +198,10 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("apiextensions.k8s.io", "CustomResourceDefinition") => &crd::Definition,
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => &rbac::Role,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => &rbac::Binding,
+        ("resource.k8s.io", "ResourceClaim") => &resource::Claim,
+        ("resource.k8s.io", "ResourceClaimTemplate") => &resource::Template,
+        ("resource.k8s.io", "DeviceClass") => &resource::Class,
+        ("resource.k8s.io", "ResourceSlice") => &resource::Slice,
         _ => &Plain,
     }
 }

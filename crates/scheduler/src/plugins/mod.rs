@@ -1,6 +1,7 @@
 //! The table of plugins: upstream's default profile, one file per plugin.
 
 pub mod balanced_allocation;
+pub mod dynamic_resources;
 pub mod image_locality;
 pub mod inter_pod_affinity;
 pub mod node_affinity;
@@ -17,7 +18,7 @@ pub mod volume_restrictions;
 use crate::framework::Plugin;
 
 /// The plugins in the order in which they filter: cheap ones first.
-pub static PLUGINS: [Plugin; 12] = [
+pub static PLUGINS: [Plugin; 13] = [
     node_unschedulable::PLUGIN,
     node_name::PLUGIN,
     taint_toleration::PLUGIN,
@@ -26,6 +27,7 @@ pub static PLUGINS: [Plugin; 12] = [
     node_resources_fit::PLUGIN,
     volume_restrictions::PLUGIN,
     volume_binding::PLUGIN,
+    dynamic_resources::PLUGIN,
     topology_spread::PLUGIN,
     inter_pod_affinity::PLUGIN,
     balanced_allocation::PLUGIN,

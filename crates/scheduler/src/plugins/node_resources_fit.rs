@@ -20,8 +20,8 @@ pub const PLUGIN: Plugin = Plugin {
 };
 
 /// What a node lacks for a pod, in upstream's words.
-fn missing(pod: &PodInfo, node: &NodeInfo) -> Refusal {
-    let mut refusal = Refusal { reasons: Vec::new(), resolvable: true };
+fn missing(state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Refusal {
+    let mut refusal = Refusal { reasons: Vec::new(), resolvable: true, fatal: false };
     if node.pods.len() as i64 + 1 > node.allocatable.pods {
         refusal.reasons.push("Too many pods".into());
     }
@@ -43,13 +43,16 @@ fn missing(pod: &PodInfo, node: &NodeInfo) -> Refusal {
     check("Insufficient ephemeral-storage".into(), storage.0, storage.1, storage.2);
     for (name, wanted) in &wanted.scalar {
         let amount = |of: &crate::resources::Resources| of.scalar.get(name).copied().unwrap_or(0);
+        if state.devices.stands_behind(name, amount(offered)) {
+            continue;
+        }
         check(format!("Insufficient {name}").into(), *wanted, amount(used), amount(offered));
     }
     refusal
 }
 
-fn filter(_: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
-    let refusal = missing(pod, node);
+fn filter(state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    let refusal = missing(state, pod, node);
     if refusal.reasons.is_empty() { Ok(()) } else { Err(refusal) }
 }
 

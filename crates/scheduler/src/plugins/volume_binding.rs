@@ -120,7 +120,7 @@ fn filter(state: &CycleState, _: &PodInfo, node: &NodeInfo) -> Result<(), Refusa
     if sorted.bound.iter().any(Option::is_none) {
         reasons.push(NO_VOLUME.into());
     }
-    if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons, resolvable: false }) }
+    if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons, resolvable: false, fatal: false }) }
 }
 
 /// What is to be done for the waiting claims if the pod goes to a node; `None` if that cannot be.
