@@ -92,6 +92,12 @@ pub struct Agent {
     pub counters: Counters,
     /// Processors and whose they are.
     pub cpus: crate::cpu::Manager,
+    /// NUMA nodes of the machine.
+    pub numa: Vec<crate::numa::Node>,
+    /// Memory of NUMA nodes and whose it is.
+    pub memory: crate::memory::Manager,
+    /// One pod at a time is given its shares.
+    pub apportioning: tokio::sync::Mutex<()>,
     /// How often probes went how, by pod uid and labels.
     pub probes: Mutex<HashMap<String, std::collections::BTreeMap<String, u64>>>,
     /// Rates of processor time.
@@ -196,29 +202,7 @@ impl Agent {
             admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, pod)| pod.clone()).collect();
         let others: Vec<&Pod> = others.iter().map(|pod| &**pod).collect();
         admit::admit(pod, &view, &others)?;
-        self.set_apart(pod)?;
         admitted.insert(pod.uid().to_owned(), pod.clone());
-        Ok(())
-    }
-
-    /// Gives a pod that was admitted the devices it asks for, or says why it cannot.
-    pub async fn give_devices(&self, pod: &Pod) -> Result<(), Verdict> {
-        let given = self.devices.allocate(self, pod).await;
-        if given.is_err() {
-            self.discharge(pod.uid());
-        }
-        given
-    }
-
-    /// Gives a pod the processors it is to have for itself.
-    fn set_apart(&self, pod: &Pod) -> Result<(), Verdict> {
-        let given = self.cpus.allocate(pod);
-        if !matches!(given, Ok(false)) {
-            self.counters.pinned(given.is_err());
-        }
-        if given? {
-            self.shared_changed.notify_one();
-        }
         Ok(())
     }
 
@@ -232,6 +216,7 @@ impl Agent {
         let counted = self.admitted.lock().remove(uid).is_some();
         self.discharged.notify_waiters();
         self.devices.release(uid);
+        self.memory.release(uid);
         self.probes.lock().remove(uid);
         if self.cpus.release(uid) {
             self.shared_changed.notify_one();

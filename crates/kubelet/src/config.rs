@@ -29,12 +29,20 @@ pub enum CpuPolicy {
     #[default]
     None,
     /// Guaranteed containers that ask for whole ones get them for themselves.
-    Static {
-        /// Only whole cores are given.
-        full_cores_only: bool,
-        /// Reserved ones are not shared either.
-        strict_reservation: bool,
-    },
+    Static(StaticCpus),
+}
+
+/// Options of the static policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StaticCpus {
+    /// Only whole cores are given.
+    pub full_cores_only: bool,
+    /// Reserved ones are not shared either.
+    pub strict_reservation: bool,
+    /// Those of a socket are as near as those of a NUMA node.
+    pub by_socket: bool,
+    /// Which ones are taken.
+    pub choice: crate::cpu::Options,
 }
 
 /// How processors and devices of a container have to lie to each other.
@@ -90,6 +98,16 @@ pub struct Config {
     pub cpu_policy: CpuPolicy,
     /// How processors and devices of a container have to lie to each other.
     pub topology_policy: TopologyPolicy,
+    /// What is aligned is whole pods, not each container.
+    pub topology_of_pods: bool,
+    /// Most NUMA nodes of a machine whose resources are aligned.
+    pub numa_nodes_max: i64,
+    /// NUMA nodes that are near to each other are better.
+    pub prefer_closest_nodes: bool,
+    /// Guaranteed containers are promised memory of NUMA nodes.
+    pub static_memory: bool,
+    /// Memory that is kept from promises, by NUMA node and kind.
+    pub reserved_memory: BTreeMap<u32, BTreeMap<String, u64>>,
     /// The cgroup of all pods is limited to what is kept for them.
     pub enforce_pods: bool,
     /// Most pods for each processor; 0 for no such limit.
@@ -156,6 +174,11 @@ impl Config {
             reserved_cpus: crate::cpu::Set::new(),
             cpu_policy: CpuPolicy::None,
             topology_policy: TopologyPolicy::None,
+            topology_of_pods: false,
+            numa_nodes_max: crate::topology::NODES_MAX_DEFAULT,
+            prefer_closest_nodes: false,
+            static_memory: false,
+            reserved_memory: BTreeMap::new(),
             enforce_pods: true,
             pods_per_core: 0,
             pod_pids_limit: -1,

@@ -33,6 +33,14 @@ const PINNING_ERRORS: Family = (
     "kubelet_cpu_manager_pinning_errors_total",
     "The number of cpu core allocations which required pinning failed.",
 );
+const MEMORY_REQUESTS: Family = (
+    "kubelet_memory_manager_pinning_requests_total",
+    "The number of memory pages allocations which required pinning.",
+);
+const MEMORY_ERRORS: Family = (
+    "kubelet_memory_manager_pinning_errors_total",
+    "The number of memory pages allocations which required pinning that failed.",
+);
 const TOPOLOGY_REQUESTS: Family = (
     "kubelet_topology_manager_admission_requests_total",
     "The number of admission requests where resources have to be aligned.",
@@ -135,6 +143,14 @@ impl Counters {
         self.add(PINNING_REQUESTS, String::new());
         if failed {
             self.add(PINNING_ERRORS, String::new());
+        }
+    }
+
+    /// Memory was to be promised.
+    pub fn memory_pinned(&self, failed: bool) {
+        self.add(MEMORY_REQUESTS, String::new());
+        if failed {
+            self.add(MEMORY_ERRORS, String::new());
         }
     }
 

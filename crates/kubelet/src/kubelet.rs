@@ -47,6 +47,9 @@ pub enum Error {
     /// The node's server could not be bound.
     #[error("cannot listen for the API server: {0}")]
     Listen(#[source] std::io::Error),
+    /// Resources cannot be aligned on this machine.
+    #[error("{0}")]
+    Topology(String),
     /// The runtime does not answer.
     #[error("the container runtime does not answer: {0}")]
     Runtime(#[from] cri::Error),
@@ -168,6 +171,12 @@ impl Kubelet {
         let root = &self.config.root_dir;
         let csi = CsiVolumes::new(self.client.clone(), name, root, self.clock.clone(), attached, in_use);
         csi.reconstruct();
+        let numa = crate::numa::read();
+        if let Some(problem) =
+            crate::topology::too_large(self.config.topology_policy, &numa, self.config.numa_nodes_max)
+        {
+            return Err(Error::Topology(problem));
+        }
         let sink = EventSink::start(self.clock.clone(), cancel.clone());
         let agent = Arc::new(Agent {
             runtime_info: info,
@@ -196,6 +205,9 @@ impl Kubelet {
             images_seen: tokio::sync::Mutex::default(),
             counters: crate::counters::Counters::default(),
             cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
+            memory: crate::memory::Manager::new(&self.config, &numa),
+            numa,
+            apportioning: tokio::sync::Mutex::default(),
             gate: crate::server::Gate::default(),
             probes: Mutex::default(),
             rates: crate::server::Rates::default(),
@@ -286,6 +298,7 @@ async fn remove_orphans(agent: &Arc<Agent>, pods: &Informer<Pod>) {
     let wanted: HashSet<String> = pods.store().list().iter().map(|pod| pod.uid().to_owned()).collect();
     agent.cpus.keep_only(|uid| wanted.contains(uid));
     agent.devices.keep_only(|uid| wanted.contains(uid));
+    agent.memory.keep_only(|uid| wanted.contains(uid));
     agent.shared_changed.notify_one();
     let sandboxes = agent.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await.unwrap_or_default();
     for sandbox in sandboxes {

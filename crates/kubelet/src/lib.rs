@@ -23,7 +23,9 @@ pub mod image_gc;
 pub mod images;
 mod kubelet;
 pub mod make;
+pub mod memory;
 pub mod node;
+pub mod numa;
 pub mod observed;
 pub mod plan;
 pub mod plugins;
@@ -37,6 +39,7 @@ pub mod spec;
 pub mod status;
 pub mod swap;
 pub mod sysctl;
+pub mod topology;
 pub mod volume;
 mod worker;
 

@@ -126,17 +126,6 @@ fn policies(configuration: &Configuration, problems: &mut Vec<String>) {
                 .into(),
         );
     }
-    for name in configuration.map("cpuManagerPolicyOptions").keys() {
-        if !["full-pcpus-only", "strict-cpu-reservation"].contains(&name.as_str()) {
-            problems.push(format!("unknown CPU Manager Policy option: {name}"));
-        }
-    }
-    let policy = configuration.text("memoryManagerPolicy");
-    if policy != "None" {
-        problems.push(format!(
-            "memoryManagerPolicy (--memory-manager-policy) {policy:?} is not available on this node; it must be \"None\""
-        ));
-    }
     let swap = configuration.text("memorySwap.swapBehavior");
     if !["", "NoSwap", "LimitedSwap"].contains(&swap) {
         problems.push(format!(
@@ -217,6 +206,7 @@ pub(super) fn check(configuration: &Configuration) -> Vec<String> {
     plain(configuration, &mut problems);
     images(configuration, &mut problems);
     policies(configuration, &mut problems);
+    super::managers::check(configuration, &mut problems);
     enforcement(configuration, &mut problems);
     shutdown(configuration, &mut problems);
     for taint in configuration.taints() {

@@ -5,6 +5,7 @@
 //! is the options'.
 
 mod check;
+mod managers;
 mod table;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use api::k8s_openapi::api::core::v1::Taint;
 use serde_json::{Map, Value, json};
 
-use crate::config::{Config, CpuPolicy, TopologyPolicy};
+use crate::config::Config;
 use crate::duration;
 use crate::eviction::threshold::{self, Eviction, Statements};
 use crate::images;
@@ -220,20 +221,7 @@ impl Configuration {
         config.reserved_storage_bytes = kept("ephemeral-storage");
         config.reserved_pids = kept("pid");
         config.reserved_cpus = crate::cpu::parse(self.text("reservedSystemCPUs")).unwrap_or_default();
-        if self.text("cpuManagerPolicy") == "static" {
-            config.cpu_policy = CpuPolicy::Static {
-                full_cores_only: self.map("cpuManagerPolicyOptions").get("full-pcpus-only")
-                    == Some(&"true".to_owned()),
-                strict_reservation: self.map("cpuManagerPolicyOptions").get("strict-cpu-reservation")
-                    == Some(&"true".to_owned()),
-            };
-        }
-        config.topology_policy = match self.text("topologyManagerPolicy") {
-            "best-effort" => TopologyPolicy::BestEffort,
-            "restricted" => TopologyPolicy::Restricted,
-            "single-numa-node" => TopologyPolicy::SingleNumaNode,
-            _ => TopologyPolicy::None,
-        };
+        managers::apply(self, config);
         let policy = &mut config.image_gc;
         let percent = |path: &str| u8::try_from(self.int(path)).unwrap_or(100);
         if given("imageGCHighThresholdPercent") {
@@ -390,7 +378,7 @@ mod tests {
         assert_eq!((config.reserved_cpu_milli, config.reserved_memory_bytes), (200, 100 << 20));
         assert_eq!((config.log_rotation.max_bytes, config.log_rotation.max_files), (1 << 20, 3));
         assert_eq!((config.image_gc.high_percent, config.image_gc.low_percent), (90, 70));
-        assert!(matches!(config.cpu_policy, CpuPolicy::Static { full_cores_only: false, .. }));
+        assert_eq!(config.cpu_policy, crate::config::CpuPolicy::Static(crate::config::StaticCpus::default()));
         assert_eq!(config.register_taints.len(), 1);
         let names: Vec<_> = config.eviction.thresholds.iter().map(|t| t.signal.name()).collect();
         assert_eq!(names, ["memory.available", "allocatableMemory.available", "nodefs.available"]);

@@ -269,7 +269,7 @@ impl Worker {
             return;
         }
         let admitted = match agent.admit(pod) {
-            Ok(()) => agent.give_devices(pod).await,
+            Ok(()) => agent.apportion(pod).await,
             refused => refused,
         };
         if let Err(verdict) = admitted {

@@ -162,6 +162,7 @@ impl Job {
             log_rotation: agent.config.log_rotation,
             swap: agent.swap,
             cpus: cpus.clone(),
+            memory_nodes: agent.memory.nodes(self.pod.uid(), &self.start.name),
         });
         let mut config = config.map_err(config_error)?;
         agent.devices.fit(self.pod.uid(), &mut config);
