@@ -23,6 +23,7 @@ mod shim;
 mod signals;
 mod spec;
 mod sys;
+mod userns;
 mod wire;
 
 pub use runtime::{Config, Runtime};

@@ -34,6 +34,9 @@ pub(crate) struct SandboxSpec {
     /// One PID namespace for all containers, with a small init of its own.
     pub(crate) shared_pid: bool,
     pub(crate) sysctls: Vec<(String, String)>,
+    /// The pod's own user ids; `None` for the node's.
+    #[serde(default)]
+    pub(crate) user: Option<crate::userns::IdRange>,
     /// A v2 tree to use instead of what is found.
     pub(crate) cgroup_v2_root: Option<PathBuf>,
 }

@@ -31,9 +31,9 @@ pub use image::{
 pub use network::{NetworkProvider, NetworkRequest, PodNetwork};
 pub use runtime::{RuntimeHandler, RuntimeInfo, RuntimeService};
 pub use sandbox::{
-    DnsConfig, InterfaceStats, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxFilter,
-    PodSandboxSecurityContext, PodSandboxState, PodSandboxStats, PodSandboxStatus, PortMapping, Protocol,
-    SeccompProfile,
+    DnsConfig, IdMapping, InterfaceStats, NamespaceMode, NamespaceOptions, PodSandboxConfig,
+    PodSandboxFilter, PodSandboxSecurityContext, PodSandboxState, PodSandboxStats, PodSandboxStatus,
+    PortMapping, Protocol, SeccompProfile,
 };
 pub use stream::{
     AttachRequest, BoxRead, BoxWrite, Duplex, ExecOutput, ExecRequest, ExitFuture, StreamSession,

@@ -2,16 +2,19 @@
 
 use cri::{
     Capabilities, ContainerConfig, ContainerFilter, ContainerResources, ContainerSecurityContext,
-    ContainerState, ContainerStatus, Device, EnvVar, ExitInfo, HugepageLimit, Mount, MountPropagation,
+    ContainerState, ContainerStatus, Device, EnvVar, ExitInfo, HugepageLimit, IdMapping, Mount,
+    MountPropagation,
 };
 use rpc::cri as pb;
 
-use super::sandbox::{namespaces_from, namespaces_to, seccomp_from, seccomp_to};
+use super::sandbox::{id_mapping_to, namespaces_from, namespaces_to, seccomp_from, seccomp_to};
 use super::{
     id_from, id_to, ids_from, ids_to, nanoseconds, signal, some_text, some_timestamp, text, timestamp,
 };
 
-fn mount_to(mount: &Mount) -> pb::Mount {
+/// A mount; with ids of the pod's own its files are shown with them.
+fn mount_to(mount: &Mount, ids: Option<IdMapping>) -> pb::Mount {
+    let ids: Vec<pb::IdMapping> = ids.map(id_mapping_to).into_iter().collect();
     let propagation = match mount.propagation {
         MountPropagation::Private => pb::MountPropagation::PropagationPrivate,
         MountPropagation::HostToContainer => pb::MountPropagation::PropagationHostToContainer,
@@ -25,6 +28,8 @@ fn mount_to(mount: &Mount) -> pb::Mount {
         recursive_read_only: mount.recursive_readonly,
         image: mount.image.as_deref().map(image_spec),
         image_sub_path: mount.image_sub_path.clone(),
+        uid_mappings: ids.clone(),
+        gid_mappings: ids,
         ..Default::default()
     }
 }
@@ -161,7 +166,7 @@ pub fn config_to(config: &ContainerConfig) -> pb::ContainerConfig {
         args: config.args.clone(),
         working_dir: config.working_dir.clone(),
         envs: envs.collect(),
-        mounts: config.mounts.iter().map(mount_to).collect(),
+        mounts: config.mounts.iter().map(|m| mount_to(m, config.security.namespaces.user_ids)).collect(),
         devices: devices.collect(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
@@ -276,7 +281,7 @@ pub fn status_to(status: &ContainerStatus, mounts: &[Mount]) -> pb::ContainerSta
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
         labels: status.labels.clone(),
         annotations: status.annotations.clone(),
-        mounts: mounts.iter().map(mount_to).collect(),
+        mounts: mounts.iter().map(|mount| mount_to(mount, None)).collect(),
         log_path: text(&status.log_path),
         resources: Some(pb::ContainerResources { linux: Some(resources_to(&status.resources)) }),
         image_id: status.image_id.clone(),
