@@ -98,6 +98,8 @@ pub struct Agent {
     pub memory: crate::memory::Manager,
     /// One pod at a time is given its shares.
     pub apportioning: tokio::sync::Mutex<()>,
+    /// User ids of pods and whose they are.
+    pub users: crate::userns::Manager,
     /// How often probes went how, by pod uid and labels.
     pub probes: Mutex<HashMap<String, std::collections::BTreeMap<String, u64>>>,
     /// Rates of processor time.
@@ -217,6 +219,7 @@ impl Agent {
         self.discharged.notify_waiters();
         self.devices.release(uid);
         self.memory.release(uid);
+        self.users.release(uid);
         self.probes.lock().remove(uid);
         if self.cpus.release(uid) {
             self.shared_changed.notify_one();

@@ -207,6 +207,7 @@ impl Kubelet {
             cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
             memory: crate::memory::Manager::new(&self.config, &numa),
             numa,
+            users: crate::userns::Manager::new(&self.config),
             apportioning: tokio::sync::Mutex::default(),
             gate: crate::server::Gate::default(),
             probes: Mutex::default(),
@@ -299,6 +300,7 @@ async fn remove_orphans(agent: &Arc<Agent>, pods: &Informer<Pod>) {
     agent.cpus.keep_only(|uid| wanted.contains(uid));
     agent.devices.keep_only(|uid| wanted.contains(uid));
     agent.memory.keep_only(|uid| wanted.contains(uid));
+    agent.users.keep_only(|uid| wanted.contains(uid));
     agent.shared_changed.notify_one();
     let sandboxes = agent.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await.unwrap_or_default();
     for sandbox in sandboxes {

@@ -40,6 +40,7 @@ pub mod status;
 pub mod swap;
 pub mod sysctl;
 pub mod topology;
+pub mod userns;
 pub mod volume;
 mod worker;
 

@@ -49,6 +49,8 @@ pub fn namespaces(pod: &Pod) -> NamespaceOptions {
         pid: host(spec.host_pid, pid),
         ipc: host(spec.host_ipc, NamespaceMode::Pod),
         host_users: spec.host_users.unwrap_or(true),
+        // Which ids those are is known to who calls.
+        user_ids: None,
     }
 }
 
@@ -91,7 +93,8 @@ pub fn container_context(pod: &Pod, container: &Container, seccomp_root: &Path) 
         },
         ..ContainerSecurityContext::default()
     };
-    if own.proc_mount.as_deref() == Some("Unmasked") {
+    // Only where the pod's root is not the node's.
+    if own.proc_mount.as_deref() == Some("Unmasked") && spec::spec(pod).host_users == Some(false) {
         context.masked_paths = Vec::<PathBuf>::new();
         context.readonly_paths = Vec::new();
     }

@@ -126,6 +126,11 @@ fn policies(configuration: &Configuration, problems: &mut Vec<String>) {
                 .into(),
         );
     }
+    let ids = configuration.int("userNamespaces.idsPerPod");
+    let unit = i64::from(crate::userns::UNIT);
+    if ids < unit || ids % unit != 0 || ids > i64::from(u32::MAX) {
+        problems.push(format!("userNamespaces.idsPerPod {ids} must be a positive multiple of {unit}"));
+    }
     let swap = configuration.text("memorySwap.swapBehavior");
     if !["", "NoSwap", "LimitedSwap"].contains(&swap) {
         problems.push(format!(

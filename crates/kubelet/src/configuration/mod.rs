@@ -254,6 +254,8 @@ impl Configuration {
             max_files: u32::try_from(self.int("containerLogMaxFiles")).unwrap_or(u32::MAX),
         };
         config.allowed_sysctls = self.texts("allowedUnsafeSysctls");
+        config.ids_per_pod =
+            u32::try_from(self.int("userNamespaces.idsPerPod")).unwrap_or(crate::userns::UNIT);
         config.limited_swap = self.text("memorySwap.swapBehavior") == "LimitedSwap";
         let dns: Vec<_> = self.texts("clusterDNS").iter().filter_map(|ip| ip.parse().ok()).collect();
         if !dns.is_empty() {

@@ -33,6 +33,7 @@ use crate::plan::{self, BackOff};
 use crate::resources;
 use crate::spec::{self, PodDirs, Role, mark};
 use crate::status::{self, Inputs, Verdict};
+use crate::userns;
 use crate::volume::Mounted;
 
 /// Wait after a failure of the API, the runtime or a volume.
@@ -483,6 +484,12 @@ impl Worker {
         let mut config = make::sandbox(pod, &agent.config, &self.dirs, attempt, &node_file);
         let made = async {
             config.runtime_handler = agent.runtime_handler(pod).await?;
+            if userns::has_own(pod) {
+                if let Some(why) = userns::unsupported(&agent.runtime_info, &config.runtime_handler) {
+                    return Err(why);
+                }
+                config.security.namespaces.user_ids = Some(agent.users.give(pod.uid())?);
+            }
             agent.runtime.run_pod_sandbox(config).await.map_err(|error| error.to_string())
         };
         if let Err(error) = made.await {

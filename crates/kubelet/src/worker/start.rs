@@ -165,6 +165,7 @@ impl Job {
             memory_nodes: agent.memory.nodes(self.pod.uid(), &self.start.name),
         });
         let mut config = config.map_err(config_error)?;
+        config.security.namespaces.user_ids = agent.users.of(self.pod.uid());
         agent.devices.fit(self.pod.uid(), &mut config);
         let ready = agent.devices.before_start(self.pod.uid(), &self.start.name).await;
         ready.map_err(|why| self.failed("PreStartContainerError", why, CONFIG_RETRY))?;
