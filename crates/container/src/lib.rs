@@ -17,6 +17,7 @@
 mod capabilities;
 pub mod cgroup;
 mod init;
+mod lsm;
 mod runtime;
 mod seccomp;
 mod shim;

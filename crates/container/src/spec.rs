@@ -68,6 +68,12 @@ pub(crate) struct ProcessSpec {
     /// Numbers of the capabilities in the bounding set.
     pub(crate) capabilities: Vec<u8>,
     pub(crate) no_new_privs: bool,
+    /// AppArmor profile; empty for none.
+    #[serde(default)]
+    pub(crate) apparmor: String,
+    /// SELinux label; empty for none.
+    #[serde(default)]
+    pub(crate) selinux: String,
     pub(crate) tty: bool,
     /// `RLIMIT_*` number, soft, hard.
     pub(crate) rlimits: Vec<(u32, u64, u64)>,

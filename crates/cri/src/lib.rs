@@ -18,9 +18,9 @@ mod sandbox;
 mod stream;
 
 pub use container::{
-    Capabilities, ContainerConfig, ContainerFilter, ContainerResources, ContainerSecurityContext,
-    ContainerState, ContainerStats, ContainerStatus, Device, EnvVar, ExitInfo, HugepageLimit, LogRotation,
-    Mount, MountPropagation, Rlimit, Ulimits,
+    ApparmorProfile, Capabilities, ContainerConfig, ContainerFilter, ContainerResources,
+    ContainerSecurityContext, ContainerState, ContainerStats, ContainerStatus, Device, EnvVar, ExitInfo,
+    HugepageLimit, LogRotation, Mount, MountPropagation, Rlimit, SelinuxOptions, Ulimits,
 };
 pub use error::{Error, Result};
 pub use event::{ContainerEvent, EventKind, EventStream};

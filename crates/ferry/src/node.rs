@@ -31,6 +31,10 @@ const RUNTIME_RETRY: Duration = Duration::from_secs(1);
 pub struct Node {
     /// Its runtime and images.
     pub opened: Opened,
+    /// Tells it that the machine goes down.
+    pub shutdown: kubelet::shutdown::Signal,
+    /// How long that may take.
+    pub shutdown_time: Duration,
 }
 
 /// Reads `registries.yaml` of the data directory, if there is one.
@@ -113,7 +117,10 @@ impl Node {
         let user = UserInfo::authenticated(&format!("system:node:{}", env.node_name), &[GROUP_NODES]);
         let client = plane.client.as_user(user).with_user_agent("kubelet/ferry");
         let (runtime, images) = (opened.runtime.clone(), opened.images.clone());
+        let shutdown = kubelet::shutdown::Signal::default();
+        let shutdown_time = kubelet::shutdown::total(&config.shutdown_periods);
         let kubelet = Kubelet::new(config, client, runtime, images, env.clock.clone())
+            .with_shutdown(shutdown.clone())
             .with_streaming(kubelet::streaming::handler());
         let cancel = env.cancel.clone();
         let runtime = opened.runtime.clone();
@@ -127,7 +134,7 @@ impl Node {
                 cancel.cancel();
             }
         });
-        Ok(Node { opened })
+        Ok(Node { opened, shutdown, shutdown_time })
     }
 }
 

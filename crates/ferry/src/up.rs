@@ -3,7 +3,7 @@
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use auth::pki;
@@ -15,6 +15,11 @@ use crate::control::{self, ControlPlane, Environment};
 use crate::node::Node;
 use crate::paths::Paths;
 use crate::{demo, local, network, preflight, runtime, services};
+
+/// What the last statuses of pods may take beyond the time of their ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long systemd may take to answer.
+const SYSTEMD_ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Runs until interrupted.
 pub fn run(options: UpOptions) -> anyhow::Result<()> {
@@ -65,11 +70,13 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
     write_kubeconfigs(&env, &plane)?;
     say(started, &format!("API server ready at https://127.0.0.1:{}", plane.address.port()));
     let mut images = None;
+    let mut ending = None;
     if env.options.enabled(Part::Node) {
         let mut tasks = std::mem::take(&mut plane.tasks);
         let network = network::open(&env).await?;
         let node = Node::start(&env, &plane, Some(network.clone()), &mut tasks).await?;
         images = node.opened.embedded.as_ref().map(|e| e.store.clone());
+        ending = Some((node.shutdown, node.shutdown_time));
         let (socket, cancel) = (env.paths.socket(), env.cancel.clone());
         let opened = node.opened;
         if opened.embedded.is_some() {
@@ -97,7 +104,18 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
         let url = demo::deploy(&plane, images, env.node_ip).await?;
         say(started, &format!("the demo answers at {url}"));
     }
-    interrupted().await?;
+    let machine_goes_down = interrupted().await?;
+    if let (true, Some((shutdown, time))) = (machine_goes_down, ending)
+        && !time.is_zero()
+    {
+        println!("\nthe machine goes down: ending pods");
+        shutdown.ask();
+        // Their last statuses still have to be written.
+        let limit = time + LAST_WORDS;
+        if tokio::time::timeout(limit, shutdown.done()).await.is_err() {
+            tracing::warn!("not all pods have ended in their time");
+        }
+    }
     println!("\nstopping");
     env.cancel.cancel();
     while plane.tasks.join_next().await.is_some() {}
@@ -108,15 +126,32 @@ fn say(started: Instant, what: &str) {
     println!("[{:>6.3}s] {what}", started.elapsed().as_secs_f64());
 }
 
-async fn interrupted() -> anyhow::Result<()> {
+/// Waits for the signal to end; whether it comes because the machine goes down.
+///
+/// SIGPWR says so itself. SIGTERM comes with every stop of a service: systemd, which is asked without a bus, knows
+/// whether all stop. Pods outlive a mere restart.
+async fn interrupted() -> anyhow::Result<bool> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut power = signal(SignalKind::from_raw(nix::libc::SIGPWR))?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = power.recv() => Ok(true),
+        _ = terminate.recv() => Ok(systemd_stops().await),
+        _ = interrupt.recv() => Ok(false),
     }
-    Ok(())
+}
+
+/// Whether systemd runs this machine and is about to end it.
+async fn systemd_stops() -> bool {
+    if !Path::new("/run/systemd/system").exists() {
+        return false;
+    }
+    let asked = tokio::process::Command::new("systemctl").arg("is-system-running").output();
+    match tokio::time::timeout(SYSTEMD_ANSWER_MAX, asked).await {
+        Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).trim() == "stopping",
+        _ => false,
+    }
 }
 
 /// The address that this host uses towards others; nothing is sent.

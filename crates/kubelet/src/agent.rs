@@ -98,6 +98,12 @@ pub struct Agent {
     pub memory: crate::memory::Manager,
     /// One pod at a time is given its shares.
     pub apportioning: tokio::sync::Mutex<()>,
+    /// Pods that failed as a whole, have ended and are reported so.
+    pub ended: Mutex<std::collections::HashSet<String>>,
+    /// Told when there is another one.
+    pub ended_changed: Notify,
+    /// Whether the machine goes down.
+    pub shutdown: crate::shutdown::Signal,
     /// User ids of pods and whose they are.
     pub users: crate::userns::Manager,
     /// How often probes went how, by pod uid and labels.
@@ -168,6 +174,24 @@ impl Agent {
         Ok(class.get("handler").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
     }
 
+    /// Whether the machine goes down and pods with it.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutdown.is_asked() && !self.config.shutdown_periods.is_empty()
+    }
+
+    /// A pod has ended for good and that was reported.
+    pub fn note_end(&self, uid: &str) {
+        self.ended.lock().insert(uid.to_owned());
+        self.ended_changed.notify_waiters();
+    }
+
+    /// A pod's worker is gone.
+    pub fn forget(&self, uid: &str) {
+        self.workers.0.lock().remove(uid);
+        self.ended.lock().remove(uid);
+        self.ended_changed.notify_waiters();
+    }
+
     /// Pressure the node is under.
     pub fn pressure(&self) -> Pressure {
         *self.pressure.lock()
@@ -187,7 +211,11 @@ impl Agent {
 
     /// Admits a pod and counts it from now on, or says why not.
     pub fn admit(&self, pod: &Arc<Pod>) -> Result<(), Verdict> {
+        if self.is_shutting_down() {
+            return Err(crate::shutdown::refusal());
+        }
         crate::eviction::admit::admit(pod, self.pressure())?;
+        crate::security::admit_apparmor(pod, crate::security::apparmor_enabled())?;
         crate::sysctl::admit(pod, &self.config.allowed_sysctls)?;
         let own = self.node.store().get(&self.config.node_name);
         let labels = own.as_ref().and_then(|node| node.metadata.labels.clone());

@@ -118,6 +118,8 @@ pub struct Config {
     pub log_rotation: cri::LogRotation,
     /// Sysctls beyond the safe ones that pods may set; a name may end in `*`.
     pub allowed_sysctls: Vec<String>,
+    /// How long pods may take when the machine goes down; empty leaves them alone.
+    pub shutdown_periods: Vec<crate::shutdown::Period>,
     /// User ids of each pod whose users are its own.
     pub ids_per_pod: u32,
     /// Burstable pods may swap in proportion to their memory requests.
@@ -186,6 +188,7 @@ impl Config {
             pod_pids_limit: -1,
             log_rotation: cri::LogRotation { max_bytes: 10 << 20, max_files: 5 },
             allowed_sysctls: Vec::new(),
+            shutdown_periods: Vec::new(),
             ids_per_pod: crate::userns::UNIT,
             limited_swap: false,
             device_plugin_dir: data_dir.join("kubelet").join("device-plugins"),

@@ -49,6 +49,14 @@ const TOPOLOGY_ERRORS: Family = (
     "kubelet_topology_manager_admission_errors_total",
     "The number of admission request failures where resources could not be aligned.",
 );
+const SHUTDOWN_START: Family = (
+    "kubelet_graceful_shutdown_start_time_seconds",
+    "Last graceful shutdown start time since unix epoch in seconds",
+);
+const SHUTDOWN_END: Family = (
+    "kubelet_graceful_shutdown_end_time_seconds",
+    "Last graceful shutdown end time since unix epoch in seconds",
+);
 const SECONDS: &[f64] = &[
     0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0,
     480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
@@ -76,6 +84,7 @@ struct Histogram {
 #[derive(Debug, Default)]
 pub struct Counters {
     counters: Mutex<BTreeMap<(Family, String), u64>>,
+    gauges: Mutex<BTreeMap<Family, f64>>,
     timed: Mutex<BTreeMap<&'static str, (Timed, BTreeMap<String, Histogram>)>>,
 }
 
@@ -162,6 +171,21 @@ impl Counters {
         }
     }
 
+    fn set(&self, gauge: Family, at: jiff::Timestamp) {
+        let seconds = at.as_nanosecond() as f64 / 1e9;
+        self.gauges.lock().insert(gauge, seconds);
+    }
+
+    /// Pods began to be ended as the machine goes down.
+    pub fn shutdown_began(&self, at: jiff::Timestamp) {
+        self.set(SHUTDOWN_START, at);
+    }
+
+    /// They have ended.
+    pub fn shutdown_ended(&self, at: jiff::Timestamp) {
+        self.set(SHUTDOWN_END, at);
+    }
+
     /// All of it in the text format.
     pub fn render(&self, out: &mut String) {
         let mut last = "";
@@ -172,6 +196,9 @@ impl Counters {
             }
             let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
             let _ = writeln!(out, "{}{labels} {value}", family.0);
+        }
+        for (family, value) in &*self.gauges.lock() {
+            let _ = writeln!(out, "# HELP {0} {1}\n# TYPE {0} gauge\n{0} {value}", family.0, family.1);
         }
         for (name, (family, all)) in &*self.timed.lock() {
             let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} histogram", family.1);

@@ -64,6 +64,7 @@ pub struct Kubelet {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     streaming: Option<streaming::Handler>,
+    shutdown: crate::shutdown::Signal,
 }
 
 impl Kubelet {
@@ -77,7 +78,22 @@ impl Kubelet {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let random = Arc::new(stdx::ThreadRandom);
-        Kubelet { config, client, runtime, images, clock, random, streaming: None }
+        Kubelet {
+            config,
+            client,
+            runtime,
+            images,
+            clock,
+            random,
+            streaming: None,
+            shutdown: Default::default(),
+        }
+    }
+
+    /// Lets `signal` tell that the machine goes down.
+    pub fn with_shutdown(mut self, signal: crate::shutdown::Signal) -> Self {
+        self.shutdown = signal;
+        self
     }
 
     /// Lets `handler` answer exec, attach and port-forward.
@@ -129,6 +145,7 @@ impl Kubelet {
             }
         });
         spawn(&cancel, follow_runtime(agent.clone()));
+        spawn(&cancel, crate::shutdown::follow(agent.clone(), agent.shutdown.clone()));
         spawn(&cancel, crate::eviction::watch(agent.clone()));
         spawn(&cancel, crate::cpu::follow::keep(agent.clone()));
         tokio::spawn(crate::devices::serve(agent.clone(), cancel.clone()));
@@ -207,6 +224,9 @@ impl Kubelet {
             cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
             memory: crate::memory::Manager::new(&self.config, &numa),
             numa,
+            ended: Mutex::default(),
+            ended_changed: tokio::sync::Notify::new(),
+            shutdown: self.shutdown.clone(),
             users: crate::userns::Manager::new(&self.config),
             apportioning: tokio::sync::Mutex::default(),
             gate: crate::server::Gate::default(),

@@ -35,6 +35,7 @@ pub mod resize;
 pub mod resources;
 pub mod security;
 pub mod server;
+pub mod shutdown;
 pub mod spec;
 pub mod status;
 pub mod swap;

@@ -203,6 +203,21 @@ fn shutdown(configuration: &Configuration, problems: &mut Vec<String>) {
             duration::format(all)
         ));
     }
+    let second = std::time::Duration::from_secs(1);
+    for (path, period) in [("shutdownGracePeriod", all), ("shutdownGracePeriodCriticalPods", critical)] {
+        if !period.is_zero() && period < second {
+            problems.push(format!(
+                "{path} {{{}}} must be either zero or otherwise >= 1 sec",
+                duration::format(period)
+            ));
+        }
+    }
+    if !configuration.shutdown_by_priority().is_empty() && !(all.is_zero() && critical.is_zero()) {
+        problems.push(
+            "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time"
+                .into(),
+        );
+    }
 }
 
 /// Everything that is wrong.

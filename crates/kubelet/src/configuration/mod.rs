@@ -19,6 +19,7 @@ use crate::duration;
 use crate::eviction::threshold::{self, Eviction, Statements};
 use crate::images;
 use crate::resources::Amounts;
+use crate::shutdown;
 
 /// Group and version of the file.
 pub const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -171,6 +172,16 @@ impl Configuration {
         })
     }
 
+    fn shutdown_by_priority(&self) -> Vec<shutdown::Period> {
+        let list = self.value("shutdownGracePeriodByPodPriority").and_then(Value::as_array);
+        let number = |item: &Value, name: &str| item.get(name).and_then(Value::as_i64).unwrap_or(0);
+        let of = |item: &Value| shutdown::Period {
+            priority: i32::try_from(number(item, "priority")).unwrap_or(i32::MAX),
+            seconds: number(item, "shutdownGracePeriodSeconds"),
+        };
+        list.into_iter().flatten().map(of).collect()
+    }
+
     fn enforces_pods(&self) -> bool {
         self.texts("enforceNodeAllocatable").iter().any(|what| what == "pods")
     }
@@ -254,6 +265,11 @@ impl Configuration {
             max_files: u32::try_from(self.int("containerLogMaxFiles")).unwrap_or(u32::MAX),
         };
         config.allowed_sysctls = self.texts("allowedUnsafeSysctls");
+        config.shutdown_periods = shutdown::periods(
+            &self.shutdown_by_priority(),
+            self.duration("shutdownGracePeriod"),
+            self.duration("shutdownGracePeriodCriticalPods"),
+        );
         config.ids_per_pod =
             u32::try_from(self.int("userNamespaces.idsPerPod")).unwrap_or(crate::userns::UNIT);
         config.limited_swap = self.text("memorySwap.swapBehavior") == "LimitedSwap";

@@ -165,7 +165,7 @@ impl Worker {
         let uid = desired.borrow().pod.uid().to_owned();
         self.context.agent.discharge(&uid);
         self.context.agent.images.release(&uid);
-        self.context.agent.workers.0.lock().remove(&uid);
+        self.context.agent.forget(&uid);
         self.abort_all();
     }
 
