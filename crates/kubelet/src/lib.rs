@@ -11,6 +11,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod config;
 pub mod configuration;
+pub mod container_gc;
 pub mod counters;
 pub mod cpu;
 pub mod credentials;

@@ -1,6 +1,7 @@
 //! Volumes of pods: made before the sandbox, kept current while the pod runs, taken away at its end.
 
 pub mod atomic;
+pub mod medium;
 pub mod mount;
 pub mod payload;
 pub mod token;
@@ -18,12 +19,12 @@ use jiff::Timestamp;
 use stdx::Clock;
 
 use self::atomic::{File, Payload};
+use self::medium::Medium;
 use self::payload::{DEFAULT_MODE, config_map_data, of_data, of_downward, secret_data};
 use self::token::Tokens;
 use crate::csi::volume::{CsiVolumes, Ready};
 use crate::env::Facts;
 use crate::references::References;
-use crate::resources;
 use crate::security;
 use crate::spec::{self, PodDirs};
 
@@ -189,15 +190,14 @@ impl Job<'_> {
         limit: Option<&Quantity>,
         mode: Option<i32>,
     ) -> Result<Source, String> {
+        let medium = medium::medium(self.pod, medium.unwrap_or_default(), limit, &self.facts.allocatable)?;
         let path = self.dirs.volume("kubernetes.io/empty-dir", name);
         let fresh = !path.exists();
         fs::create_dir_all(&path).map_err(message)?;
-        let in_memory = medium.is_some_and(|medium| medium == "Memory");
-        if in_memory {
-            mount::tmpfs(&path, limit.map_or(0, |limit| resources::amount("memory", limit)))
-                .map_err(message)?;
-        } else if let Some(other) = medium.filter(|medium| !medium.is_empty()) {
-            return Err(format!("storage medium {other:?} is not supported on this node"));
+        match medium {
+            Medium::Disk => {}
+            Medium::Memory(bytes) => mount::tmpfs(&path, bytes).map_err(message)?,
+            Medium::HugePages(size) => mount::huge_pages(&path, size).map_err(message)?,
         }
         if fresh {
             let mode = mode.map_or(0o777, |mode| mode as u32 & 0o7777);

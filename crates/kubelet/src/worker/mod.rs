@@ -527,7 +527,9 @@ impl Worker {
         };
         let pids = agent.config.pod_pids_limit.max(0);
         let own = cgroup::Values { pids, ..resources::pod_values(pod) };
-        let mut made = cgroup::apply(mount, &path, own);
+        let huge = resources::pod_huge_pages(pod, agent.machine.huge_pages.iter().map(|(size, _)| *size));
+        let mut made =
+            cgroup::apply(mount, &path, own).and_then(|()| cgroup::limit_huge_pages(mount, &path, &huge));
         if let (true, Some((parent, _))) = (class != resources::Qos::Guaranteed, path.rsplit_once('/')) {
             made = made.and_then(|()| cgroup::apply(mount, parent, of_class));
         }

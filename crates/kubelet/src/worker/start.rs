@@ -165,6 +165,9 @@ impl Job {
             memory_nodes: agent.memory.nodes(self.pod.uid(), &self.start.name),
         });
         let mut config = config.map_err(config_error)?;
+        let sizes = agent.machine.huge_pages.iter().map(|(size, _)| *size);
+        let huge = &mut config.resources.hugepage_limits;
+        *huge = crate::resources::huge_page_limits(huge, sizes);
         config.security.namespaces.user_ids = agent.users.of(self.pod.uid());
         agent.devices.fit(self.pod.uid(), &mut config);
         let ready = agent.devices.before_start(self.pod.uid(), &self.start.name).await;
