@@ -88,6 +88,7 @@ impl Node {
         env: &Environment,
         plane: &ControlPlane,
         network: Option<Arc<dyn cri::NetworkProvider>>,
+        verbosity: kubelet::config::SetVerbosity,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<Node> {
         let opened = runtime::open(env, network).await?;
@@ -98,6 +99,7 @@ impl Node {
         config.credential_providers = env.options.images.providers()?;
         config.parallel_pulls = env.options.images.parallel_pulls();
         config.node_ips = vec![env.node_ip];
+        config.verbosity = Some(verbosity);
         config.cgroup_root = runtime::cgroup_root(env);
         config.cluster_dns = vec![env.options.cluster_dns];
         config.cluster_domain = env.options.cluster_domain.clone();

@@ -24,10 +24,17 @@ const SYSTEMD_ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Runs until interrupted.
 pub fn run(options: UpOptions) -> anyhow::Result<()> {
     let started = Instant::now();
-    tracing_subscriber::fmt()
+    let logging = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&options.log_level))
         .with_writer(std::io::stderr)
-        .init();
+        .with_filter_reloading();
+    let reload = logging.reload_handle();
+    logging.init();
+    let given = options.log_level.clone();
+    let verbosity: kubelet::config::SetVerbosity = Arc::new(move |level| {
+        let filter = tracing_subscriber::EnvFilter::new(with_verbosity(&given, level));
+        reload.reload(filter).map_err(|error| error.to_string())
+    });
     // A file that cannot be used is refused before anything is made.
     if let Some(path) = &options.kubelet_config {
         crate::node::kubelet_config(path)?;
@@ -40,10 +47,24 @@ pub fn run(options: UpOptions) -> anyhow::Result<()> {
         bail!("this host cannot run the cluster yet; nothing was changed");
     }
     let executor = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    executor.block_on(serve(options, started))
+    executor.block_on(serve(options, started, verbosity))
 }
 
-async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
+/// The filter of logs with the kubelet's part at a level of klog's scale.
+fn with_verbosity(given: &str, level: i32) -> String {
+    match level {
+        ..=1 => given.to_owned(),
+        2..=3 => format!("{given},kubelet=info"),
+        4..=5 => format!("{given},kubelet=debug"),
+        6.. => format!("{given},kubelet=trace"),
+    }
+}
+
+async fn serve(
+    options: UpOptions,
+    started: Instant,
+    verbosity: kubelet::config::SetVerbosity,
+) -> anyhow::Result<()> {
     let paths = Paths::open_or_create(&options.data.data_dir)?;
     let node_name = match &options.node_name {
         Some(name) => name.clone(),
@@ -74,7 +95,7 @@ async fn serve(options: UpOptions, started: Instant) -> anyhow::Result<()> {
     if env.options.enabled(Part::Node) {
         let mut tasks = std::mem::take(&mut plane.tasks);
         let network = network::open(&env).await?;
-        let node = Node::start(&env, &plane, Some(network.clone()), &mut tasks).await?;
+        let node = Node::start(&env, &plane, Some(network.clone()), verbosity, &mut tasks).await?;
         images = node.opened.embedded.as_ref().map(|e| e.store.clone());
         ending = Some((node.shutdown, node.shutdown_time));
         let (socket, cancel) = (env.paths.socket(), env.cancel.clone());

@@ -89,7 +89,7 @@ pub struct Agent {
     /// Images as seen over time.
     pub images_seen: tokio::sync::Mutex<crate::image_gc::Seen>,
     /// What is counted.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
     /// Processors and whose they are.
     pub cpus: crate::cpu::Manager,
     /// NUMA nodes of the machine.

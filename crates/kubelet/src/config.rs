@@ -11,6 +11,9 @@ use api::k8s_openapi::api::core::v1::Taint;
 /// should be taken for it.
 pub type PeerCheck = Arc<dyn Fn(Option<&[u8]>) -> crate::server::Peer + Send + Sync>;
 
+/// Sets how much is logged, on klog's scale; an error is a sentence.
+pub type SetVerbosity = Arc<dyn Fn(i32) -> Result<(), String> + Send + Sync>;
+
 /// The node's HTTPS server.
 #[derive(Clone)]
 pub struct ServerConfig {
@@ -126,6 +129,8 @@ pub struct Config {
     pub limited_swap: bool,
     /// Directory of device plugins' sockets.
     pub device_plugin_dir: PathBuf,
+    /// Sets how much is logged (klog's scale); `None` where nobody can.
+    pub verbosity: Option<SetVerbosity>,
     /// Exec, attach, port-forward and logs are served.
     pub debugging_handlers: bool,
     /// The node's own logs are served.
@@ -192,6 +197,7 @@ impl Config {
             ids_per_pod: crate::userns::UNIT,
             limited_swap: false,
             device_plugin_dir: data_dir.join("kubelet").join("device-plugins"),
+            verbosity: None,
             debugging_handlers: true,
             system_logs: true,
             system_log_query: false,

@@ -194,22 +194,31 @@ impl Kubelet {
         {
             return Err(Error::Topology(problem));
         }
+        let counters = Arc::new(crate::counters::Counters::default());
+        let runtime = Arc::new(crate::measured::Measured::new(self.runtime.clone(), counters.clone()));
         let sink = EventSink::start(self.clock.clone(), cancel.clone());
         let agent = Arc::new(Agent {
             runtime_info: info,
             machine: Machine::read(&self.config, &runtime_version),
             recorder: sink.recorder(self.client.clone(), "kubelet", name),
-            volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone(), csi),
+            volumes: Volumes::new(
+                self.client.clone(),
+                references.clone(),
+                self.clock.clone(),
+                csi,
+                counters.clone(),
+            ),
             images: Images::new(
                 self.images.clone(),
                 self.clock.clone(),
                 self.config.parallel_pulls,
                 self.config.credential_providers.clone(),
+                counters.clone(),
             ),
             services: informers.get::<Service>(),
             config: self.config.clone(),
             client: self.client.clone(),
-            runtime: self.runtime.clone(),
+            runtime,
             clock: self.clock.clone(),
             references,
             node,
@@ -220,7 +229,7 @@ impl Kubelet {
             changed: tokio::sync::Notify::new(),
             pressure: Mutex::default(),
             images_seen: tokio::sync::Mutex::default(),
-            counters: crate::counters::Counters::default(),
+            counters: counters.clone(),
             cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
             memory: crate::memory::Manager::new(&self.config, &numa),
             numa,

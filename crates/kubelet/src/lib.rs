@@ -24,6 +24,7 @@ pub mod image_gc;
 pub mod images;
 mod kubelet;
 pub mod make;
+pub mod measured;
 pub mod memory;
 pub mod node;
 pub mod numa;

@@ -22,6 +22,7 @@ use self::atomic::{File, Payload};
 use self::medium::Medium;
 use self::payload::{DEFAULT_MODE, config_map_data, of_data, of_downward, secret_data};
 use self::token::Tokens;
+use crate::counters::Counters;
 use crate::csi::volume::{CsiVolumes, Ready};
 use crate::env::Facts;
 use crate::references::References;
@@ -72,6 +73,7 @@ pub struct Volumes {
     /// Volumes of drivers.
     pub csi: CsiVolumes,
     clock: Arc<dyn Clock>,
+    counters: Arc<Counters>,
 }
 
 /// One volume being made.
@@ -85,8 +87,15 @@ struct Job<'a> {
 
 impl Volumes {
     /// A maker of volumes.
-    pub fn new(client: Client, references: Arc<References>, clock: Arc<dyn Clock>, csi: CsiVolumes) -> Self {
-        Volumes { csi, tokens: Tokens::new(client.clone(), clock.clone()), client, references, clock }
+    pub fn new(
+        client: Client,
+        references: Arc<References>,
+        clock: Arc<dyn Clock>,
+        csi: CsiVolumes,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let tokens = Tokens::new(client.clone(), clock.clone());
+        Volumes { csi, tokens, client, references, clock, counters }
     }
 
     /// Makes every volume of a pod, or brings it up to date.
@@ -95,7 +104,10 @@ impl Volumes {
         let spec = spec::spec(pod);
         for volume in spec.volumes.iter().flatten() {
             let mut job = Job { volumes: self, pod, dirs, facts, refresh_at: None };
+            let began = self.clock.instant();
             let source = job.make(volume).await;
+            let took = self.clock.instant().duration_since(began);
+            self.counters.mounted(plugin_of(volume), took, source.is_err());
             let source = source.map_err(|message| Error { volume: volume.name.clone(), message })?;
             mounted.sources.insert(volume.name.clone(), source);
             mounted.refresh_at = match (mounted.refresh_at, job.refresh_at) {
@@ -117,6 +129,24 @@ impl Volumes {
         self.tokens.release(pod_uid);
         mount::remove_tree(&dirs.root)
     }
+}
+
+/// Name of the plugin that makes a volume.
+fn plugin_of(volume: &Volume) -> &'static str {
+    let sources = [
+        (volume.config_map.is_some(), "kubernetes.io/configmap"),
+        (volume.secret.is_some(), "kubernetes.io/secret"),
+        (volume.downward_api.is_some(), "kubernetes.io/downward-api"),
+        (volume.projected.is_some(), "kubernetes.io/projected"),
+        (volume.host_path.is_some(), "kubernetes.io/host-path"),
+        (volume.image.is_some(), "kubernetes.io/image"),
+        (volume.csi.is_some(), "kubernetes.io/csi"),
+        (
+            volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some(),
+            "kubernetes.io/persistent-claim",
+        ),
+    ];
+    sources.into_iter().find(|(is, _)| *is).map_or("kubernetes.io/empty-dir", |(_, name)| name)
 }
 
 fn message(error: impl std::fmt::Display) -> String {

@@ -147,7 +147,15 @@ impl Worker {
     async fn run(mut self, mut desired: watch::Receiver<Desired>) {
         loop {
             let want = desired.borrow_and_update().clone();
+            let began = self.context.agent.clock.instant();
+            let operation = match (want.gone || want.pod.is_terminating(), self.reported.is_some()) {
+                (true, _) => "terminating",
+                (false, true) => "sync",
+                (false, false) => "create",
+            };
             let next = self.sync(&want).await;
+            let took = self.context.agent.clock.instant().duration_since(began);
+            self.context.agent.counters.worked(operation, took);
             if next.over {
                 break;
             }
@@ -242,8 +250,11 @@ impl Worker {
         let runtime = &self.context.agent.runtime;
         let sandboxes = PodSandboxFilter { labels: labels.clone(), ..PodSandboxFilter::default() };
         let containers = ContainerFilter { labels, ..ContainerFilter::default() };
+        let agent = &self.context.agent;
+        let began = agent.clock.instant();
         let (sandboxes, containers) =
             tokio::try_join!(runtime.list_pod_sandboxes(&sandboxes), runtime.list_containers(&containers))?;
+        agent.counters.listed(agent.clock.instant().duration_since(began), agent.clock.now());
         Ok(Observed::new(sandboxes, containers))
     }
 
@@ -565,6 +576,10 @@ impl Worker {
             .await
         {
             Ok(_) => {
+                let running = |status: &PodStatus| status.phase.as_deref() == Some("Running");
+                if running(&new) && !running(&old) {
+                    self.note_start(&pod);
+                }
                 self.reported = Some(new);
                 next
             }
@@ -578,6 +593,15 @@ impl Worker {
                 next.at(self.after(RETRY))
             }
         }
+    }
+
+    /// The pod runs now: how long that took.
+    fn note_start(&self, pod: &Pod) {
+        let agent = &self.context.agent;
+        let now = agent.clock.now();
+        let since = |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or(Duration::ZERO);
+        let created = pod.metadata.creation_timestamp.as_ref().map_or(self.start_time, |time| time.0);
+        agent.counters.pod_runs(since(self.start_time), since(created), agent.images.pulling(pod.uid()));
     }
 
     /// The pod with the status as it was last sent: the watch may still be behind. Conditions that others
