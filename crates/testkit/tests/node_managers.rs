@@ -159,7 +159,7 @@ fn refusals(s: &Scope<'_>) {
 fn http(s: &Scope<'_>) {
     let node = s.list("nodes", "").unwrap().remove(0);
     let base = format!("/api/v1/nodes/{}/proxy", node["metadata"]["name"].as_str().unwrap());
-    let call = |method: http::Method, path: &str, body: &str| {
+    let call = |method: http::Method, path: &str, body: &'static str| {
         let (code, _, bytes) = s.raw(method, &format!("{base}{path}"), &[], body).unwrap();
         (code, String::from_utf8_lossy(&bytes).into_owned())
     };
