@@ -212,7 +212,8 @@ fn shutdown(configuration: &Configuration, problems: &mut Vec<String>) {
             ));
         }
     }
-    if !configuration.shutdown_by_priority().is_empty() && !(all.is_zero() && critical.is_zero()) {
+    let either = !all.is_zero() || !critical.is_zero();
+    if either && !configuration.shutdown_by_priority().is_empty() {
         problems.push(
             "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time"
                 .into(),

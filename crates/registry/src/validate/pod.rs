@@ -583,34 +583,6 @@ fn sysctls(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// Users of the pod's own go with no namespace of the node, and only they may see all of `/proc`.
-fn own_users(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let own = spec["hostUsers"] == false;
-    // The names are upstream's, of fields that are one level higher in the API.
-    for (field, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
-        if own && spec[field] == true {
-            let path = format!("{at}.{shown}");
-            errors.push(FieldError::forbidden(path, "when `pod.Spec.HostUsers` is false"));
-        }
-    }
-    for kind in ["initContainers", "containers", "ephemeralContainers"] {
-        for (i, container) in list(spec, kind).iter().enumerate() {
-            if own && !list(container, "volumeDevices").is_empty() {
-                let path = format!("{at}.{kind}[{i}].volumeDevices");
-                errors.push(FieldError::forbidden(path, "when `pod.Spec.HostUsers` is false"));
-            }
-            let mount = &container["securityContext"]["procMount"];
-            if !own && mount == "Unmasked" {
-                errors.push(FieldError::invalid(
-                    format!("{at}.{kind}[{i}].securityContext.procMount"),
-                    mount,
-                    "`hostUsers` must be false to use `Unmasked`",
-                ));
-            }
-        }
-    }
-}
-
 fn security(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
     let context = &spec["securityContext"];
     for field in ["runAsUser", "runAsGroup", "fsGroup"] {
@@ -620,7 +592,7 @@ fn security(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
         user_id(group, &format!("{at}.securityContext.supplementalGroups[{i}]"), errors);
     }
     sysctls(spec, at, errors);
-    own_users(spec, at, errors);
+    super::users::own_users(spec, at, errors);
     if spec["hostPID"] == true && spec["shareProcessNamespace"] == true {
         errors.push(FieldError::invalid(
             format!("{at}.shareProcessNamespace"),
