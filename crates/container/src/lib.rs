@@ -17,12 +17,14 @@
 mod capabilities;
 pub mod cgroup;
 mod init;
+mod lsm;
 mod runtime;
 mod seccomp;
 mod shim;
 mod signals;
 mod spec;
 mod sys;
+mod userns;
 mod wire;
 
 pub use runtime::{Config, Runtime};

@@ -34,6 +34,9 @@ pub(crate) struct SandboxSpec {
     /// One PID namespace for all containers, with a small init of its own.
     pub(crate) shared_pid: bool,
     pub(crate) sysctls: Vec<(String, String)>,
+    /// The pod's own user ids; `None` for the node's.
+    #[serde(default)]
+    pub(crate) user: Option<crate::userns::IdRange>,
     /// A v2 tree to use instead of what is found.
     pub(crate) cgroup_v2_root: Option<PathBuf>,
 }
@@ -65,6 +68,12 @@ pub(crate) struct ProcessSpec {
     /// Numbers of the capabilities in the bounding set.
     pub(crate) capabilities: Vec<u8>,
     pub(crate) no_new_privs: bool,
+    /// AppArmor profile; empty for none.
+    #[serde(default)]
+    pub(crate) apparmor: String,
+    /// SELinux label; empty for none.
+    #[serde(default)]
+    pub(crate) selinux: String,
     pub(crate) tty: bool,
     /// `RLIMIT_*` number, soft, hard.
     pub(crate) rlimits: Vec<(u32, u64, u64)>,

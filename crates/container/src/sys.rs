@@ -69,6 +69,40 @@ pub(crate) fn mount_setattr(
     Ok(())
 }
 
+/// Shows a detached mount's files with their ids as the user namespace `user` maps them.
+pub(crate) fn mount_idmap(fd: BorrowedFd<'_>, user: BorrowedFd<'_>) -> io::Result<()> {
+    const ATTR_IDMAP: u64 = 0x0010_0000;
+    let attr = [ATTR_IDMAP, 0, 0, user.as_raw_fd() as u64];
+    // SAFETY: `attr` is laid out as `struct mount_attr` (four u64) and outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            attr.as_ptr(),
+            size_of_val(&attr),
+        )
+    })?;
+    Ok(())
+}
+
+/// Does nothing until killed.
+pub(crate) fn pause_forever() -> ! {
+    loop {
+        // SAFETY: no memory is passed.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Waits for the end of a child.
+pub(crate) fn wait_for(pid: i32) {
+    // SAFETY: no memory is passed.
+    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+}
+
 /// Read-only, for [`mount_setattr`].
 pub(crate) const ATTR_RDONLY: u64 = 0x1;
 

@@ -209,6 +209,35 @@ pub struct ContainerSecurityContext {
     pub readonly_paths: Vec<PathBuf>,
     /// System call filter; unused where privileged.
     pub seccomp: SeccompProfile,
+    /// AppArmor profile; `None` leaves it to the runtime.
+    pub apparmor: Option<ApparmorProfile>,
+    /// SELinux label; `None` leaves it to the runtime.
+    pub selinux: Option<SelinuxOptions>,
+}
+
+/// An AppArmor profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ApparmorProfile {
+    /// The runtime's.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// One that is loaded on the node.
+    Localhost(String),
+}
+
+/// The parts of an SELinux label; empty ones are the runtime's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SelinuxOptions {
+    /// User.
+    pub user: String,
+    /// Role.
+    pub role: String,
+    /// Type.
+    pub kind: String,
+    /// Level.
+    pub level: String,
 }
 
 impl Default for ContainerSecurityContext {
@@ -247,6 +276,8 @@ impl Default for ContainerSecurityContext {
                 "/proc/sysrq-trigger",
             ]),
             seccomp: SeccompProfile::default(),
+            apparmor: None,
+            selinux: None,
         }
     }
 }

@@ -18,9 +18,9 @@ mod sandbox;
 mod stream;
 
 pub use container::{
-    Capabilities, ContainerConfig, ContainerFilter, ContainerResources, ContainerSecurityContext,
-    ContainerState, ContainerStats, ContainerStatus, Device, EnvVar, ExitInfo, HugepageLimit, LogRotation,
-    Mount, MountPropagation, Rlimit, Ulimits,
+    ApparmorProfile, Capabilities, ContainerConfig, ContainerFilter, ContainerResources,
+    ContainerSecurityContext, ContainerState, ContainerStats, ContainerStatus, Device, EnvVar, ExitInfo,
+    HugepageLimit, LogRotation, Mount, MountPropagation, Rlimit, SelinuxOptions, Ulimits,
 };
 pub use error::{Error, Result};
 pub use event::{ContainerEvent, EventKind, EventStream};
@@ -31,9 +31,9 @@ pub use image::{
 pub use network::{NetworkProvider, NetworkRequest, PodNetwork};
 pub use runtime::{RuntimeHandler, RuntimeInfo, RuntimeService};
 pub use sandbox::{
-    DnsConfig, InterfaceStats, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxFilter,
-    PodSandboxSecurityContext, PodSandboxState, PodSandboxStats, PodSandboxStatus, PortMapping, Protocol,
-    SeccompProfile,
+    DnsConfig, IdMapping, InterfaceStats, NamespaceMode, NamespaceOptions, PodSandboxConfig,
+    PodSandboxFilter, PodSandboxSecurityContext, PodSandboxState, PodSandboxStats, PodSandboxStatus,
+    PortMapping, Protocol, SeccompProfile,
 };
 pub use stream::{
     AttachRequest, BoxRead, BoxWrite, Duplex, ExecOutput, ExecRequest, ExitFuture, StreamSession,

@@ -105,6 +105,19 @@ pub struct NamespaceOptions {
     pub ipc: NamespaceMode,
     /// Whether user ids are those of the node (`hostUsers`, true by default).
     pub host_users: bool,
+    /// Where the pod's ids lie on the node, for users and groups alike, where they are its own.
+    pub user_ids: Option<IdMapping>,
+}
+
+/// Ids of a pod and the node's that stand behind them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// The first one in the pod.
+    pub container_id: u32,
+    /// The one it is on the node.
+    pub host_id: u32,
+    /// How many.
+    pub length: u32,
 }
 
 impl Default for NamespaceOptions {
@@ -114,6 +127,7 @@ impl Default for NamespaceOptions {
             pid: NamespaceMode::Container,
             ipc: NamespaceMode::Pod,
             host_users: true,
+            user_ids: None,
         }
     }
 }

@@ -31,6 +31,10 @@ const RUNTIME_RETRY: Duration = Duration::from_secs(1);
 pub struct Node {
     /// Its runtime and images.
     pub opened: Opened,
+    /// Tells it that the machine goes down.
+    pub shutdown: kubelet::shutdown::Signal,
+    /// How long that may take.
+    pub shutdown_time: Duration,
 }
 
 /// Reads `registries.yaml` of the data directory, if there is one.
@@ -86,6 +90,7 @@ impl Node {
         env: &Environment,
         plane: &ControlPlane,
         network: Option<Arc<dyn cri::NetworkProvider>>,
+        verbosity: kubelet::config::SetVerbosity,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<Node> {
         let opened = runtime::open(env, network).await?;
@@ -96,6 +101,7 @@ impl Node {
         config.credential_providers = env.options.images.providers()?;
         config.parallel_pulls = env.options.images.parallel_pulls();
         config.node_ips = vec![env.node_ip];
+        config.verbosity = Some(verbosity);
         config.cgroup_root = runtime::cgroup_root(env);
         config.cluster_dns = vec![env.options.cluster_dns];
         config.cluster_domain = env.options.cluster_domain.clone();
@@ -115,7 +121,10 @@ impl Node {
         let user = UserInfo::authenticated(&format!("system:node:{}", env.node_name), &[GROUP_NODES]);
         let client = plane.client.as_user(user).with_user_agent("kubelet/ferry");
         let (runtime, images) = (opened.runtime.clone(), opened.images.clone());
+        let shutdown = kubelet::shutdown::Signal::default();
+        let shutdown_time = kubelet::shutdown::total(&config.shutdown_periods);
         let kubelet = Kubelet::new(config, client, runtime, images, env.clock.clone())
+            .with_shutdown(shutdown.clone())
             .with_streaming(kubelet::streaming::handler());
         let cancel = env.cancel.clone();
         let runtime = opened.runtime.clone();
@@ -129,7 +138,7 @@ impl Node {
                 cancel.cancel();
             }
         });
-        Ok(Node { opened })
+        Ok(Node { opened, shutdown, shutdown_time })
     }
 }
 

@@ -89,9 +89,23 @@ pub struct Agent {
     /// Images as seen over time.
     pub images_seen: tokio::sync::Mutex<crate::image_gc::Seen>,
     /// What is counted.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
     /// Processors and whose they are.
     pub cpus: crate::cpu::Manager,
+    /// NUMA nodes of the machine.
+    pub numa: Vec<crate::numa::Node>,
+    /// Memory of NUMA nodes and whose it is.
+    pub memory: crate::memory::Manager,
+    /// One pod at a time is given its shares.
+    pub apportioning: tokio::sync::Mutex<()>,
+    /// Pods that failed as a whole, have ended and are reported so.
+    pub ended: Mutex<std::collections::HashSet<String>>,
+    /// Told when there is another one.
+    pub ended_changed: Notify,
+    /// Whether the machine goes down.
+    pub shutdown: crate::shutdown::Signal,
+    /// User ids of pods and whose they are.
+    pub users: crate::userns::Manager,
     /// How often probes went how, by pod uid and labels.
     pub probes: Mutex<HashMap<String, std::collections::BTreeMap<String, u64>>>,
     /// Rates of processor time.
@@ -170,6 +184,24 @@ impl Agent {
         Ok(class.get("handler").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
     }
 
+    /// Whether the machine goes down and pods with it.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutdown.is_asked() && !self.config.shutdown_periods.is_empty()
+    }
+
+    /// A pod has ended for good and that was reported.
+    pub fn note_end(&self, uid: &str) {
+        self.ended.lock().insert(uid.to_owned());
+        self.ended_changed.notify_waiters();
+    }
+
+    /// A pod's worker is gone.
+    pub fn forget(&self, uid: &str) {
+        self.workers.0.lock().remove(uid);
+        self.ended.lock().remove(uid);
+        self.ended_changed.notify_waiters();
+    }
+
     /// Pressure the node is under.
     pub fn pressure(&self) -> Pressure {
         *self.pressure.lock()
@@ -189,7 +221,11 @@ impl Agent {
 
     /// Admits a pod and counts it from now on, or says why not.
     pub fn admit(&self, pod: &Arc<Pod>) -> Result<(), Verdict> {
+        if self.is_shutting_down() {
+            return Err(crate::shutdown::refusal());
+        }
         crate::eviction::admit::admit(pod, self.pressure())?;
+        crate::security::admit_apparmor(pod, crate::security::apparmor_enabled())?;
         crate::sysctl::admit(pod, &self.config.allowed_sysctls)?;
         let own = self.node.store().get(&self.config.node_name);
         let labels = own.as_ref().and_then(|node| node.metadata.labels.clone());
@@ -206,29 +242,7 @@ impl Agent {
             admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, pod)| pod.clone()).collect();
         let others: Vec<&Pod> = others.iter().map(|pod| &**pod).collect();
         admit::admit(pod, &view, &others)?;
-        self.set_apart(pod)?;
         admitted.insert(pod.uid().to_owned(), pod.clone());
-        Ok(())
-    }
-
-    /// Gives a pod that was admitted the devices it asks for, or says why it cannot.
-    pub async fn give_devices(&self, pod: &Pod) -> Result<(), Verdict> {
-        let given = self.devices.allocate(self, pod).await;
-        if given.is_err() {
-            self.discharge(pod.uid());
-        }
-        given
-    }
-
-    /// Gives a pod the processors it is to have for itself.
-    fn set_apart(&self, pod: &Pod) -> Result<(), Verdict> {
-        let given = self.cpus.allocate(pod);
-        if !matches!(given, Ok(false)) {
-            self.counters.pinned(given.is_err());
-        }
-        if given? {
-            self.shared_changed.notify_one();
-        }
         Ok(())
     }
 
@@ -242,6 +256,8 @@ impl Agent {
         let counted = self.admitted.lock().remove(uid).is_some();
         self.discharged.notify_waiters();
         self.devices.release(uid);
+        self.memory.release(uid);
+        self.users.release(uid);
         self.probes.lock().remove(uid);
         if self.cpus.release(uid) {
             self.shared_changed.notify_one();

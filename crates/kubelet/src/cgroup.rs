@@ -89,6 +89,27 @@ pub fn apply(mount: &Path, path: &str, values: Values) -> io::Result<()> {
     limit(memory.join("memory.limit_in_bytes"), values.memory_bytes)
 }
 
+/// Limits huge pages of the cgroup `path`; kernels and machines without that controller have nothing to limit.
+pub fn limit_huge_pages(mount: &Path, path: &str, limits: &[cri::HugepageLimit]) -> io::Result<()> {
+    let relative = path.trim_matches('/');
+    let (at, end) = match is_v2(mount) {
+        true => (mount.join(relative), "max"),
+        false if mount.join("hugetlb").exists() => {
+            let at = mount.join("hugetlb").join(relative);
+            fs::create_dir_all(&at)?;
+            (at, "limit_in_bytes")
+        }
+        false => return Ok(()),
+    };
+    for limit in limits {
+        let file = at.join(format!("hugetlb.{}.{end}", limit.page_size));
+        if file.exists() {
+            fs::write(file, limit.limit_bytes.to_string())?;
+        }
+    }
+    Ok(())
+}
+
 fn make(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -186,6 +207,25 @@ mod tests {
         assert!(mount.path().join("b").exists() && !mount.path().join("b/empty").exists());
         remove(mount.path(), "/");
         assert!(mount.path().exists());
+    }
+
+    #[test]
+    fn huge_pages() {
+        let limits = [cri::HugepageLimit { page_size: "2MB".into(), limit_bytes: 4 }];
+        for (marker, place, file) in [
+            ("cgroup.controllers", "a", "hugetlb.2MB.max"),
+            ("hugetlb/.keep", "hugetlb/a", "hugetlb.2MB.limit_in_bytes"),
+        ] {
+            let mount = tempfile::tempdir().unwrap();
+            let place = mount.path().join(place);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(mount.path().join(marker), "").unwrap();
+            fs::write(place.join(file), "").unwrap();
+            limit_huge_pages(mount.path(), "/a", &limits).unwrap();
+            assert_eq!(fs::read_to_string(place.join(file)).unwrap(), "4");
+        }
+        // Nothing there to write to.
+        limit_huge_pages(tempfile::tempdir().unwrap().path(), "/a", &limits).unwrap();
     }
 
     #[test]

@@ -11,6 +11,9 @@ use api::k8s_openapi::api::core::v1::Taint;
 /// should be taken for it.
 pub type PeerCheck = Arc<dyn Fn(Option<&[u8]>) -> crate::server::Peer + Send + Sync>;
 
+/// Sets how much is logged, on klog's scale; an error is a sentence.
+pub type SetVerbosity = Arc<dyn Fn(i32) -> Result<(), String> + Send + Sync>;
+
 /// The node's HTTPS server.
 #[derive(Clone)]
 pub struct ServerConfig {
@@ -29,12 +32,20 @@ pub enum CpuPolicy {
     #[default]
     None,
     /// Guaranteed containers that ask for whole ones get them for themselves.
-    Static {
-        /// Only whole cores are given.
-        full_cores_only: bool,
-        /// Reserved ones are not shared either.
-        strict_reservation: bool,
-    },
+    Static(StaticCpus),
+}
+
+/// Options of the static policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StaticCpus {
+    /// Only whole cores are given.
+    pub full_cores_only: bool,
+    /// Reserved ones are not shared either.
+    pub strict_reservation: bool,
+    /// Those of a socket are as near as those of a NUMA node.
+    pub by_socket: bool,
+    /// Which ones are taken.
+    pub choice: crate::cpu::Options,
 }
 
 /// How processors and devices of a container have to lie to each other.
@@ -90,6 +101,16 @@ pub struct Config {
     pub cpu_policy: CpuPolicy,
     /// How processors and devices of a container have to lie to each other.
     pub topology_policy: TopologyPolicy,
+    /// What is aligned is whole pods, not each container.
+    pub topology_of_pods: bool,
+    /// Most NUMA nodes of a machine whose resources are aligned.
+    pub numa_nodes_max: i64,
+    /// NUMA nodes that are near to each other are better.
+    pub prefer_closest_nodes: bool,
+    /// Guaranteed containers are promised memory of NUMA nodes.
+    pub static_memory: bool,
+    /// Memory that is kept from promises, by NUMA node and kind.
+    pub reserved_memory: BTreeMap<u32, BTreeMap<String, u64>>,
     /// The cgroup of all pods is limited to what is kept for them.
     pub enforce_pods: bool,
     /// Most pods for each processor; 0 for no such limit.
@@ -100,10 +121,16 @@ pub struct Config {
     pub log_rotation: cri::LogRotation,
     /// Sysctls beyond the safe ones that pods may set; a name may end in `*`.
     pub allowed_sysctls: Vec<String>,
+    /// How long pods may take when the machine goes down; empty leaves them alone.
+    pub shutdown_periods: Vec<crate::shutdown::Period>,
+    /// User ids of each pod whose users are its own.
+    pub ids_per_pod: u32,
     /// Burstable pods may swap in proportion to their memory requests.
     pub limited_swap: bool,
     /// Directory of device plugins' sockets.
     pub device_plugin_dir: PathBuf,
+    /// Sets how much is logged (klog's scale); `None` where nobody can.
+    pub verbosity: Option<SetVerbosity>,
     /// Exec, attach, port-forward and logs are served.
     pub debugging_handlers: bool,
     /// The node's own logs are served.
@@ -156,13 +183,21 @@ impl Config {
             reserved_cpus: crate::cpu::Set::new(),
             cpu_policy: CpuPolicy::None,
             topology_policy: TopologyPolicy::None,
+            topology_of_pods: false,
+            numa_nodes_max: crate::topology::NODES_MAX_DEFAULT,
+            prefer_closest_nodes: false,
+            static_memory: false,
+            reserved_memory: BTreeMap::new(),
             enforce_pods: true,
             pods_per_core: 0,
             pod_pids_limit: -1,
             log_rotation: cri::LogRotation { max_bytes: 10 << 20, max_files: 5 },
             allowed_sysctls: Vec::new(),
+            shutdown_periods: Vec::new(),
+            ids_per_pod: crate::userns::UNIT,
             limited_swap: false,
             device_plugin_dir: data_dir.join("kubelet").join("device-plugins"),
+            verbosity: None,
             debugging_handlers: true,
             system_logs: true,
             system_log_query: false,

@@ -15,6 +15,7 @@ use serde_json::Value;
 use stdx::{Backoff, Clock, KeyedBackoff};
 use tokio::sync::Semaphore;
 
+use crate::counters::Counters;
 use crate::credentials::{self, Providers};
 use crate::observed::Waiting;
 use crate::spec::{self, Role};
@@ -42,6 +43,9 @@ pub struct Images {
     failures: Mutex<HashMap<(String, String), String>>,
     pulls: Semaphore,
     providers: Arc<Providers>,
+    counters: Arc<Counters>,
+    /// When the first pull for a pod began and the last one ended.
+    pulling: Mutex<HashMap<String, (Instant, Instant)>>,
 }
 
 /// Pull policy: as given, else `Always` for `latest` and no tag.
@@ -72,6 +76,7 @@ impl Images {
         clock: Arc<dyn Clock>,
         parallel: usize,
         providers: Arc<Providers>,
+        counters: Arc<Counters>,
     ) -> Self {
         Images {
             service,
@@ -80,6 +85,8 @@ impl Images {
             failures: Mutex::default(),
             pulls: Semaphore::new(parallel.max(1)),
             providers,
+            counters,
+            pulling: Mutex::default(),
         }
     }
 
@@ -180,6 +187,9 @@ impl Images {
                     go_duration(now.duration_since(waited)),
                 );
                 recorder.record(about(), EventType::Normal, "Pulled", message);
+                self.counters.pulled(size, now.duration_since(begun));
+                let mut pulling = self.pulling.lock();
+                pulling.entry(pod.uid().to_owned()).or_insert((waited, now)).1 = now;
                 Ok(status)
             }
             Err(error) => {
@@ -237,8 +247,14 @@ impl Images {
         Err(last.unwrap_or(cri::Error::ImageNotFound { image: image.to_owned() }))
     }
 
+    /// How long pulls for a pod took, from the first one's begin to the last one's end.
+    pub fn pulling(&self, pod_uid: &str) -> Duration {
+        self.pulling.lock().get(pod_uid).map_or(Duration::ZERO, |(from, to)| to.duration_since(*from))
+    }
+
     /// Forgets what is remembered of a pod.
     pub fn release(&self, pod_uid: &str) {
+        self.pulling.lock().remove(pod_uid);
         self.failures.lock().retain(|(uid, _), _| uid != pod_uid);
     }
 }

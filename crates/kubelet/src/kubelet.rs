@@ -48,6 +48,9 @@ pub enum Error {
     /// The node's server could not be bound.
     #[error("cannot listen for the API server: {0}")]
     Listen(#[source] std::io::Error),
+    /// Resources cannot be aligned on this machine.
+    #[error("{0}")]
+    Topology(String),
     /// The runtime does not answer.
     #[error("the container runtime does not answer: {0}")]
     Runtime(#[from] cri::Error),
@@ -62,6 +65,7 @@ pub struct Kubelet {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     streaming: Option<streaming::Handler>,
+    shutdown: crate::shutdown::Signal,
 }
 
 impl Kubelet {
@@ -75,7 +79,22 @@ impl Kubelet {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let random = Arc::new(stdx::ThreadRandom);
-        Kubelet { config, client, runtime, images, clock, random, streaming: None }
+        Kubelet {
+            config,
+            client,
+            runtime,
+            images,
+            clock,
+            random,
+            streaming: None,
+            shutdown: Default::default(),
+        }
+    }
+
+    /// Lets `signal` tell that the machine goes down.
+    pub fn with_shutdown(mut self, signal: crate::shutdown::Signal) -> Self {
+        self.shutdown = signal;
+        self
     }
 
     /// Lets `handler` answer exec, attach and port-forward.
@@ -135,6 +154,7 @@ impl Kubelet {
             }
         });
         spawn(&cancel, follow_runtime(agent.clone()));
+        spawn(&cancel, crate::shutdown::follow(agent.clone(), agent.shutdown.clone()));
         spawn(&cancel, crate::eviction::watch(agent.clone()));
         spawn(&cancel, crate::cpu::follow::keep(agent.clone()));
         tokio::spawn(crate::devices::serve(agent.clone(), cancel.clone()));
@@ -177,6 +197,14 @@ impl Kubelet {
         let root = &self.config.root_dir;
         let csi = CsiVolumes::new(self.client.clone(), name, root, self.clock.clone(), attached, in_use);
         csi.reconstruct();
+        let numa = crate::numa::read();
+        if let Some(problem) =
+            crate::topology::too_large(self.config.topology_policy, &numa, self.config.numa_nodes_max)
+        {
+            return Err(Error::Topology(problem));
+        }
+        let counters = Arc::new(crate::counters::Counters::default());
+        let runtime = Arc::new(crate::measured::Measured::new(self.runtime.clone(), counters.clone()));
         let sink = EventSink::start(self.clock.clone(), cancel.clone());
         let woken = workers.clone();
         let drivers = Arc::new(Drivers::new(self.client.clone(), name, move || woken.retry_all()));
@@ -185,17 +213,24 @@ impl Kubelet {
             runtime_info: info,
             machine: Machine::read(&self.config, &runtime_version),
             recorder: sink.recorder(self.client.clone(), "kubelet", name),
-            volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone(), csi),
+            volumes: Volumes::new(
+                self.client.clone(),
+                references.clone(),
+                self.clock.clone(),
+                csi,
+                counters.clone(),
+            ),
             images: Images::new(
                 self.images.clone(),
                 self.clock.clone(),
                 self.config.parallel_pulls,
                 self.config.credential_providers.clone(),
+                counters.clone(),
             ),
             services: informers.get::<Service>(),
             config: self.config.clone(),
             client: self.client.clone(),
-            runtime: self.runtime.clone(),
+            runtime,
             clock: self.clock.clone(),
             references,
             node,
@@ -206,8 +241,15 @@ impl Kubelet {
             changed: tokio::sync::Notify::new(),
             pressure: Mutex::default(),
             images_seen: tokio::sync::Mutex::default(),
-            counters: crate::counters::Counters::default(),
+            counters: counters.clone(),
             cpus: crate::cpu::Manager::new(&self.config, crate::cpu::read()),
+            memory: crate::memory::Manager::new(&self.config, &numa),
+            numa,
+            ended: Mutex::default(),
+            ended_changed: tokio::sync::Notify::new(),
+            shutdown: self.shutdown.clone(),
+            users: crate::userns::Manager::new(&self.config),
+            apportioning: tokio::sync::Mutex::default(),
             gate: crate::server::Gate::default(),
             probes: Mutex::default(),
             rates: crate::server::Rates::default(),

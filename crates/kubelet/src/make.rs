@@ -223,6 +223,8 @@ pub struct Parts<'a> {
     pub swap: Option<Swap>,
     /// Processors it runs on; empty for all.
     pub cpus: String,
+    /// NUMA nodes its memory comes from; empty for all.
+    pub memory_nodes: String,
 }
 
 /// The part of a volume that a mount names, with variables expanded.
@@ -332,6 +334,7 @@ pub fn container(parts: Parts<'_>) -> Result<ContainerConfig, String> {
     }
     let mut resources = resources::container_resources(pod, container, parts.memory_capacity);
     resources.cpuset_cpus = parts.cpus;
+    resources.cpuset_mems = parts.memory_nodes;
     if let Some(swap) = parts.swap {
         let most = swap.limit(pod, parts.role, container);
         resources.unified.insert("memory.swap.max".into(), most.to_string());
@@ -435,6 +438,7 @@ mod tests {
             log_rotation: LogRotation { max_bytes: 1 << 20, max_files: 2 },
             swap: Some(Swap { total: 1, memory: 1, limited: false }),
             cpus: "1-2".into(),
+            memory_nodes: "0".into(),
         };
         let made = super::container(parts(&volumes)).unwrap();
         assert_eq!(made.command, ["run", "1", "$(B)"]);
@@ -453,7 +457,7 @@ mod tests {
             ]
         );
         assert_eq!(made.annotations[mark::RESTART_COUNT], "3");
-        assert_eq!(made.resources.cpuset_cpus, "1-2");
+        assert_eq!((made.resources.cpuset_cpus.as_str(), made.resources.cpuset_mems.as_str()), ("1-2", "0"));
         assert_eq!(made.resources.unified["memory.swap.max"], "0");
         assert_eq!(made.log_path, Path::new("c/3.log"));
         assert!(super::container(parts(&HashMap::new())).unwrap_err().contains("cannot find volume \"v\""));

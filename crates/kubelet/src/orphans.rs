@@ -27,6 +27,8 @@ pub async fn remove(agent: &Arc<Agent>, pods: &Informer<Pod>) {
     let wanted: HashSet<String> = pods.store().list().iter().map(|pod| pod.uid().to_owned()).collect();
     agent.cpus.keep_only(|uid| wanted.contains(uid));
     agent.devices.keep_only(|uid| wanted.contains(uid));
+    agent.memory.keep_only(|uid| wanted.contains(uid));
+    agent.users.keep_only(|uid| wanted.contains(uid));
     let (dra, known) = (agent.dra.clone(), wanted.clone());
     tokio::spawn(async move { dra.keep_only(|uid| known.contains(uid)).await });
     agent.shared_changed.notify_one();

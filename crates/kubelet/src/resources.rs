@@ -179,6 +179,37 @@ pub fn container_resources(pod: &Pod, container: &Container, memory_capacity: i6
     result
 }
 
+/// Name of a page size in cgroup files.
+fn page_size(bytes: i64) -> String {
+    match bytes {
+        b if b >= 1 << 30 => format!("{}GB", b >> 30),
+        b if b >= 1 << 20 => format!("{}MB", b >> 20),
+        b => format!("{}KB", b >> 10),
+    }
+}
+
+/// Limits on huge pages of all sizes that the machine has: none of what is not asked for.
+pub fn huge_page_limits(asked: &[HugepageLimit], sizes: impl Iterator<Item = i64>) -> Vec<HugepageLimit> {
+    let mut all = asked.to_vec();
+    for page_size in sizes.map(page_size) {
+        if !all.iter().any(|limit| limit.page_size == page_size) {
+            all.push(HugepageLimit { page_size, limit_bytes: 0 });
+        }
+    }
+    all
+}
+
+/// Limits on huge pages of a pod as a whole.
+pub fn pod_huge_pages(pod: &Pod, sizes: impl Iterator<Item = i64>) -> Vec<HugepageLimit> {
+    let total = pod_total(pod, limits);
+    let of = |size: i64| {
+        let name = format!("hugepages-{}", crate::node::machine::binary(size));
+        let bytes = total.get(&name).copied().unwrap_or(0);
+        HugepageLimit { page_size: page_size(size), limit_bytes: u64::try_from(bytes).unwrap_or(0) }
+    };
+    sizes.map(of).collect()
+}
+
 /// The cgroup of a pod below `root`, as upstream's cgroupfs driver names it.
 pub fn cgroup_parent(root: &str, pod: &Pod) -> String {
     let class = match qos(pod) {
@@ -291,6 +322,18 @@ mod tests {
         let total = pod_total(&pod(vec![sidecar, init], vec![regular]), requests);
         assert_eq!(total["cpu"], 1200);
         assert_eq!(total["memory"], 1 << 20);
+    }
+
+    #[test]
+    fn huge_pages() {
+        let all = [("hugepages-2Mi", "4Mi"), ("memory", "1Mi")];
+        let c = container("a", &[], &all);
+        let p = pod(vec![], vec![c.clone(), c.clone()]);
+        let sizes = || [2 << 20, 1 << 30].into_iter();
+        let limit = |size: &str, bytes| HugepageLimit { page_size: size.into(), limit_bytes: bytes };
+        let own = container_resources(&p, &c, 1).hugepage_limits;
+        assert_eq!(huge_page_limits(&own, sizes()), [limit("2MB", 4 << 20), limit("1GB", 0)]);
+        assert_eq!(pod_huge_pages(&p, sizes()), [limit("2MB", 8 << 20), limit("1GB", 0)]);
     }
 
     #[test]

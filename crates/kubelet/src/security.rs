@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use api::k8s_openapi::api::core::v1::{PodSecurityContext, SeccompProfile as ApiSeccomp};
+use api::k8s_openapi::api::core::v1::{PodSecurityContext, SELinuxOptions, SeccompProfile as ApiSeccomp};
 use api::prelude::*;
-use cri::{Capabilities, ContainerSecurityContext, NamespaceMode, NamespaceOptions, SeccompProfile};
+use cri::{
+    ApparmorProfile, Capabilities, ContainerSecurityContext, NamespaceMode, NamespaceOptions, SeccompProfile,
+    SelinuxOptions,
+};
 
 use crate::spec;
+use crate::status::Verdict;
 
 /// Ids in the API are 64 bit; the kernel's are 32.
 fn id(value: Option<i64>) -> Option<u32> {
@@ -49,6 +53,8 @@ pub fn namespaces(pod: &Pod) -> NamespaceOptions {
         pid: host(spec.host_pid, pid),
         ipc: host(spec.host_ipc, NamespaceMode::Pod),
         host_users: spec.host_users.unwrap_or(true),
+        // Which ids those are is known to who calls.
+        user_ids: None,
     }
 }
 
@@ -64,6 +70,59 @@ fn seccomp(profile: Option<&ApiSeccomp>, seccomp_root: &Path) -> SeccompProfile 
 /// The sandbox's seccomp profile.
 pub fn pod_seccomp(pod: &Pod, seccomp_root: &Path) -> SeccompProfile {
     seccomp(pod_context(pod).seccomp_profile.as_ref(), seccomp_root)
+}
+
+/// Before the field there was an annotation for each container.
+const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// The AppArmor profile of a container: its own, else the pod's.
+pub fn apparmor(pod: &Pod, container: &Container) -> Option<ApparmorProfile> {
+    let own = container.security_context.as_ref().and_then(|context| context.app_armor_profile.clone());
+    if let Some(profile) = own.or(pod_context(pod).app_armor_profile) {
+        return Some(match profile.type_.as_str() {
+            "RuntimeDefault" => ApparmorProfile::RuntimeDefault,
+            "Localhost" => ApparmorProfile::Localhost(profile.localhost_profile.unwrap_or_default()),
+            _ => ApparmorProfile::Unconfined,
+        });
+    }
+    let annotation = format!("{APPARMOR_ANNOTATION}{}", container.name);
+    match pod.metadata.annotations.as_ref()?.get(&annotation)?.as_str() {
+        "runtime/default" => Some(ApparmorProfile::RuntimeDefault),
+        "unconfined" => Some(ApparmorProfile::Unconfined),
+        other => other.strip_prefix("localhost/").map(|name| ApparmorProfile::Localhost(name.to_owned())),
+    }
+}
+
+/// Refuses a pod whose AppArmor profiles the host cannot enforce.
+pub fn admit_apparmor(pod: &Pod, enabled: bool) -> Result<(), Verdict> {
+    let confined = |container: &Container| {
+        apparmor(pod, container).is_some_and(|profile| profile != ApparmorProfile::Unconfined)
+    };
+    let wanted = spec::containers(pod).iter().any(|(_, container)| confined(container));
+    match wanted && !enabled {
+        false => Ok(()),
+        true => Err(Verdict {
+            reason: "AppArmor".into(),
+            message: "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host".into(),
+            ..Verdict::default()
+        }),
+    }
+}
+
+/// Whether the kernel enforces AppArmor profiles.
+pub fn apparmor_enabled() -> bool {
+    let text = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    text.is_ok_and(|text| text.starts_with('Y'))
+}
+
+fn selinux(of: Option<&SELinuxOptions>) -> Option<SelinuxOptions> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    of.map(|of| SelinuxOptions {
+        user: text(&of.user),
+        role: text(&of.role),
+        kind: text(&of.type_),
+        level: text(&of.level),
+    })
 }
 
 /// The container's context merged with the pod's.
@@ -89,9 +148,12 @@ pub fn container_context(pod: &Pod, container: &Container, seccomp_root: &Path) 
             true => SeccompProfile::Unconfined,
             false => seccomp(own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref()), seccomp_root),
         },
+        apparmor: apparmor(pod, container),
+        selinux: selinux(own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref())),
         ..ContainerSecurityContext::default()
     };
-    if own.proc_mount.as_deref() == Some("Unmasked") {
+    // Only where the pod's root is not the node's.
+    if own.proc_mount.as_deref() == Some("Unmasked") && spec::spec(pod).host_users == Some(false) {
         context.masked_paths = Vec::<PathBuf>::new();
         context.readonly_paths = Vec::new();
     }
@@ -154,6 +216,42 @@ mod tests {
             merged(&pod(json!({}), local)).seccomp,
             SeccompProfile::Localhost("/seccomp/a.json".into())
         );
+    }
+
+    #[test]
+    fn security_modules() {
+        let local = json!({"appArmorProfile": {"type": "Localhost", "localhostProfile": "mine"}});
+        let free = json!({"appArmorProfile": {"type": "Unconfined"}});
+        let default = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+        let table = [
+            (json!({}), json!({}), None, true),
+            (default.clone(), json!({}), Some(ApparmorProfile::RuntimeDefault), false),
+            (default, free.clone(), Some(ApparmorProfile::Unconfined), true),
+            (free, local, Some(ApparmorProfile::Localhost("mine".into())), false),
+        ];
+        for (of_pod, own, expected, admitted) in table {
+            let pod = pod(of_pod, own);
+            assert_eq!(merged(&pod).apparmor, expected);
+            assert_eq!(admit_apparmor(&pod, false).is_ok(), admitted);
+            assert!(admit_apparmor(&pod, true).is_ok());
+        }
+        let mut old = pod(json!({}), json!({}));
+        let annotation = (format!("{APPARMOR_ANNOTATION}c"), "localhost/x".to_owned());
+        old.metadata.annotations = Some([annotation].into());
+        assert_eq!(merged(&old).apparmor, Some(ApparmorProfile::Localhost("x".into())));
+        let refused = admit_apparmor(&old, false).unwrap_err();
+        assert_eq!(
+            (refused.reason.as_str(), refused.message.as_str()),
+            ("AppArmor", "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host")
+        );
+        let label = merged(&pod(json!({"seLinuxOptions": {"level": "s0:c1"}}), json!({}))).selinux;
+        assert_eq!(label.unwrap().level, "s0:c1");
+        // All of /proc is for those alone who are not the node's root.
+        let unmasked = pod(json!({}), json!({"procMount": "Unmasked"}));
+        assert!(!merged(&unmasked).masked_paths.is_empty());
+        let mut own = unmasked;
+        own.spec.as_mut().unwrap().host_users = Some(false);
+        assert!(merged(&own).masked_paths.is_empty() && merged(&own).readonly_paths.is_empty());
     }
 
     #[test]

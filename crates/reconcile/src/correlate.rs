@@ -33,6 +33,8 @@ pub struct Observation {
     pub component: String,
     /// Node of the reporter; may be empty.
     pub host: String,
+    /// Annotations of the event; usually none.
+    pub annotations: std::collections::BTreeMap<String, String>,
 }
 
 /// What to write.
@@ -176,6 +178,7 @@ fn new_event(o: Observation, now: Timestamp) -> Event {
     source.component = present(o.component);
     source.host = present(o.host);
     event.source = Some(source);
+    event.metadata.annotations = Some(o.annotations).filter(|all| !all.is_empty());
     event.metadata.namespace = Some(namespace);
     event.metadata.name = Some(name);
     event
@@ -198,6 +201,7 @@ mod tests {
             message: message.into(),
             component: "c".into(),
             host: String::new(),
+            annotations: Default::default(),
         }
     }
 

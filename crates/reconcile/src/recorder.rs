@@ -1,6 +1,6 @@
 //! Events (core/v1): components say what happened to an object; one task per process writes it down.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use api::prelude::*;
@@ -77,6 +77,18 @@ pub struct Recorder {
 impl Recorder {
     /// Records that something happened to `object`. Never waits.
     pub fn record(&self, object: ObjectReference, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.annotated(object, kind, reason, message, BTreeMap::new());
+    }
+
+    /// The same with annotations, for programs.
+    pub fn annotated(
+        &self,
+        object: ObjectReference,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+        annotations: BTreeMap<String, String>,
+    ) {
         let observation = Observation {
             object,
             kind: match kind {
@@ -87,6 +99,7 @@ impl Recorder {
             message: message.into(),
             component: self.component.to_string(),
             host: self.host.to_string(),
+            annotations,
         };
         if self.sink.0.try_send((self.client.clone(), observation)).is_err() {
             tracing::debug!(reason, "an event was dropped: too many are waiting");

@@ -16,6 +16,7 @@ mod jobs;
 mod machinery;
 mod network;
 mod node;
+mod node_managers;
 mod node_more;
 mod operations;
 mod pod_env;
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
         api::cases(),
         auth::cases(),
         network::cases(),
+        node_managers::cases(),
         node_more::cases(),
         servers::cases(),
         cli::cases(),

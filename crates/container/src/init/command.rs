@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::identity;
 use crate::spec::ProcessSpec;
+use crate::sys;
+use crate::userns::UserNamespace;
 use crate::wire::Failure;
 
 /// Exit code for a program that is there but cannot be run.
@@ -16,11 +18,23 @@ const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
 /// Becomes the program. `first` words failures for a container's start instead of an exec.
-pub(super) fn run(process: &ProcessSpec, filter: Option<&[u8]>, first: bool) -> Result<Infallible, Failure> {
+pub(super) fn run(
+    process: &ProcessSpec,
+    filter: Option<&[u8]>,
+    user: Option<UserNamespace<'_>>,
+    first: bool,
+) -> Result<Infallible, Failure> {
     set_limits(process)?;
     let cwd = if process.cwd.as_os_str().is_empty() { Path::new("/") } else { &process.cwd };
     // As the old user and as the new one: either may be the only one who is let in.
     let entered = nix::unistd::chdir(cwd);
+    if let Some(user) = user {
+        sys::setns(user.fd, libc::CLONE_NEWUSER).map_err(Failure::during("enter user namespace"))?;
+        if first {
+            // What was mounted for the container is the pod's from here on, and stays in its place.
+            sys::unshare(libc::CLONE_NEWNS).map_err(Failure::during("unshare mount namespace"))?;
+        }
+    }
     identity::assume(process, filter)?;
     if entered.is_err() {
         nix::unistd::chdir(cwd).map_err(|e| {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::lsm;
 use crate::seccomp;
 use crate::spec::ProcessSpec;
 use crate::sys;
@@ -20,6 +21,8 @@ pub(super) fn assume(process: &ProcessSpec, filter: Option<&[u8]>) -> Result<(),
     if !process.no_new_privs {
         load()?;
     }
+    // A later no_new_privs lets nothing be taken on any more.
+    lsm::on_exec(process)?;
     limit_bounding_set(&process.capabilities).map_err(Failure::during("drop bounding set"))?;
     let gids: Vec<nix::unistd::Gid> = process.groups.iter().map(|g| nix::unistd::Gid::from_raw(*g)).collect();
     let (uid, gid) = (nix::unistd::Uid::from_raw(process.uid), nix::unistd::Gid::from_raw(process.gid));

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Cgroups;
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::sys;
+use crate::userns::{self, UserNamespace};
 use crate::wire::{self, Failure};
 
 /// From a starting process to the shim.
@@ -50,6 +51,8 @@ pub(crate) struct FirstProcess<'a> {
     /// `None` with a terminal.
     pub(crate) stdio: Option<Stdio>,
     pub(crate) setup: OwnedFd,
+    /// The pod's users, where they are its own.
+    pub(crate) user: Option<UserNamespace<'a>>,
 }
 
 /// A further process to become.
@@ -62,6 +65,13 @@ pub(crate) struct FurtherProcess<'a> {
     pub(crate) setup: OwnedFd,
     /// The container's first process.
     pub(crate) target: BorrowedFd<'a>,
+    /// The pod's users, where they are its own.
+    pub(crate) user: Option<UserNamespace<'a>>,
+}
+
+/// The node's id behind one of the pod.
+fn host_id(user: Option<UserNamespace<'_>>, id: u32) -> u32 {
+    user.map_or(id, |user| user.range.host.saturating_add(id))
 }
 
 /// Becomes the container's first process.
@@ -137,22 +147,28 @@ impl FirstProcess<'_> {
         if self.cgroups.is_v2() {
             sys::unshare(libc::CLONE_NEWCGROUP).map_err(Failure::during("unshare cgroup namespace"))?;
         }
-        let inside = rootfs::enter(self.spec, self.dir, self.sandbox_dir, self.cgroups)?;
+        if let (Some(user), true) = (self.user, self.spec.privileged)
+            && let Some(cgroup) =
+                self.cgroups.open(&self.spec.cgroup).map_err(|e| Failure::new(e.to_string()))?
+        {
+            userns::give_cgroup(cgroup.as_fd(), user.range.host).map_err(Failure::during("give cgroup"))?;
+        }
+        let inside = rootfs::enter(self.spec, self.dir, self.sandbox_dir, self.cgroups, self.user)?;
         inside.furnish(self.spec, self.cgroups)?;
         match &self.stdio {
             Some(stdio) => use_stdio(stdio)?,
             None => {
                 let peer = use_terminal(self.setup.as_fd())?;
-                own_terminal(&peer, process.uid);
+                own_terminal(&peer, host_id(self.user, process.uid));
                 mounts::bind_console(&peer)?;
             }
         }
         if !process.cwd.as_os_str().is_empty() {
-            fs::create_dir_all(&process.cwd)
+            userns::make_dirs(&process.cwd, host_id(self.user, 0))
                 .map_err(Failure::during(format!("mkdir {}", process.cwd.display())))?;
         }
         inside.seal(self.spec)?;
-        command::run(process, self.seccomp, true)
+        command::run(process, self.seccomp, self.user, true)
     }
 }
 
@@ -168,8 +184,11 @@ impl FurtherProcess<'_> {
             .map_err(Failure::during("enter the container's namespaces"))?;
         match &self.stdio {
             Some(stdio) => use_stdio(stdio)?,
-            None => own_terminal(&use_terminal(self.setup.as_fd())?, self.process.uid),
+            None => {
+                let peer = use_terminal(self.setup.as_fd())?;
+                own_terminal(&peer, host_id(self.user, self.process.uid));
+            }
         }
-        command::run(self.process, self.seccomp, false)
+        command::run(self.process, self.seccomp, self.user, false)
     }
 }

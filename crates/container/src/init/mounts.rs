@@ -12,6 +12,7 @@ use rustix::mount::{self as rm, MountFlags, MoveMountFlags, OpenTreeFlags, Unmou
 
 use crate::spec::{ContainerSpec, DeviceSpec, ImageMountSpec, MountSpec};
 use crate::sys;
+use crate::userns::{self, UserNamespace};
 use crate::wire::Failure;
 
 /// What is missing on the way to a mount point is made with this mode.
@@ -43,8 +44,14 @@ fn is_dir(tree: &OwnedFd) -> Result<bool, Failure> {
 
 impl PreparedMount {
     /// A volume or file of the node.
-    pub(super) fn of_host(spec: &MountSpec) -> Result<PreparedMount, Failure> {
+    pub(super) fn of_host(
+        spec: &MountSpec,
+        user: Option<UserNamespace<'_>>,
+    ) -> Result<PreparedMount, Failure> {
         let tree = clone_tree(&spec.source, true)?;
+        if let Some(user) = user {
+            user.shift(tree.as_fd(), &spec.source)?;
+        }
         let propagation = match spec.propagation {
             MountPropagation::Private => libc::MS_PRIVATE,
             MountPropagation::HostToContainer => libc::MS_SLAVE,
@@ -97,27 +104,29 @@ impl PreparedMount {
     }
 
     /// Puts it in its place, which is made if missing.
-    pub(super) fn attach(&self) -> Result<(), Failure> {
+    pub(super) fn attach(&self, root: u32) -> Result<(), Failure> {
         let target = Path::new("/").join(&self.target);
-        make_mount_point(&target, self.is_dir)?;
+        make_mount_point(&target, self.is_dir, root)?;
         rm::move_mount(&self.tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(failed(format!("mount to {}", target.display())))
     }
 }
 
-fn make_mount_point(target: &Path, dir: bool) -> Result<(), Failure> {
+/// `root` is the node's id of the container's root, whose it will be.
+fn make_mount_point(target: &Path, dir: bool, root: u32) -> Result<(), Failure> {
     let context = || format!("create mount point {}", target.display());
     if dir {
-        return fs::create_dir_all(target).map_err(Failure::during(context()));
+        return userns::make_dirs(target, root).map_err(Failure::during(context()));
     }
     if fs::metadata(target).is_ok() {
         return Ok(());
     }
     if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent).map_err(Failure::during(context()))?;
+        userns::make_dirs(parent, root).map_err(Failure::during(context()))?;
     }
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-    rustix::fs::open(target, flags, Mode::from_raw_mode(MADE_MODE)).map(drop).map_err(failed(context()))
+    rustix::fs::open(target, flags, Mode::from_raw_mode(MADE_MODE)).map(drop).map_err(failed(context()))?;
+    userns::give(target, root).map_err(Failure::during(context()))
 }
 
 fn mount_new(kind: &str, target: &str, flags: MountFlags, options: &str) -> Result<(), Failure> {
@@ -149,12 +158,16 @@ pub(super) fn mount_cgroup2(writable: bool) -> Result<(), Failure> {
 }
 
 /// The container's part of each v1 tree.
-pub(super) fn mount_cgroup_views(views: &[(String, PreparedMount)], writable: bool) -> Result<(), Failure> {
+pub(super) fn mount_cgroup_views(
+    views: &[(String, PreparedMount)],
+    writable: bool,
+    root: u32,
+) -> Result<(), Failure> {
     let target = "/sys/fs/cgroup";
     rm::mount("tmpfs", target, "tmpfs", GUARDED, c"mode=755").map_err(failed("mount cgroup tmpfs"))?;
     for (name, view) in views {
         fs::create_dir(Path::new(target).join(name)).map_err(Failure::during("create cgroup view"))?;
-        view.attach()?;
+        view.attach(root)?;
     }
     if writable {
         return Ok(());
@@ -163,6 +176,9 @@ pub(super) fn mount_cgroup_views(views: &[(String, PreparedMount)], writable: bo
         .map_err(failed("open cgroup"))?;
     sys::mount_setattr(dir.as_fd(), sys::ATTR_RDONLY, 0, 0, false).map_err(Failure::during("protect cgroup"))
 }
+
+/// The group that terminals belong to.
+const TTY_GROUP: u32 = 5;
 
 /// The devices every container has: name, major, minor.
 const DEVICES: [(&str, u32, u32); 6] =
@@ -178,25 +194,33 @@ const LINKS: [(&str, &str); 6] = [
 ];
 
 /// `/dev` and what stands in it.
-pub(super) fn make_dev(spec: &ContainerSpec) -> Result<(), Failure> {
+pub(super) fn make_dev(spec: &ContainerSpec, root: u32) -> Result<(), Failure> {
     let flags = MountFlags::NOSUID | MountFlags::STRICTATIME;
-    mount_new("tmpfs", "/dev", flags, "mode=755,size=65536k")?;
+    mount_new("tmpfs", "/dev", flags, &format!("mode=755,size=65536k,uid={root},gid={root}"))?;
     let old_mask = rustix::process::umask(Mode::empty());
-    let made = make_devices(spec);
+    let made = make_devices(spec, root);
     rustix::process::umask(old_mask);
     made?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount_new("devpts", "/dev/pts", flags, "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    let options = format!("newinstance,ptmxmode=0666,mode=0620,gid={}", root.saturating_add(TTY_GROUP));
+    mount_new("devpts", "/dev/pts", flags, &options)?;
+    for path in ["/dev/pts", "/dev/pts/ptmx"] {
+        userns::give(Path::new(path), root).map_err(Failure::during(format!("chown {path}")))?;
+    }
     mount_new("mqueue", "/dev/mqueue", GUARDED, "")?;
     for (link, target) in LINKS {
-        std::os::unix::fs::symlink(target, link).map_err(Failure::during(format!("create {link}")))?;
+        std::os::unix::fs::symlink(target, link)
+            .and_then(|()| userns::give(Path::new(link), root))
+            .map_err(Failure::during(format!("create {link}")))?;
     }
     Ok(())
 }
 
-fn make_devices(spec: &ContainerSpec) -> Result<(), Failure> {
+fn make_devices(spec: &ContainerSpec, root: u32) -> Result<(), Failure> {
     for (name, major, minor) in DEVICES {
-        make_node(&Path::new("/dev").join(name), false, major, minor, 0o666)?;
+        let path = Path::new("/dev").join(name);
+        make_node(&path, false, major, minor, 0o666)?;
+        userns::give(&path, root).map_err(Failure::during(format!("chown {}", path.display())))?;
     }
     for device in &spec.devices {
         let DeviceSpec { path, block, major, minor, mode, uid, gid, .. } = device;
@@ -224,7 +248,7 @@ fn make_node(path: &Path, block: bool, major: u32, minor: u32, mode: u32) -> Res
 /// `/dev/console` is the container's terminal.
 pub(super) fn bind_console(peer: &OwnedFd) -> Result<(), Failure> {
     let console = Path::new("/dev/console");
-    make_mount_point(console, false)?;
+    make_mount_point(console, false, 0)?;
     let name = nix::unistd::ttyname(peer).map_err(|e| Failure::during("name of terminal")(e.into()))?;
     rm::mount_bind(name, console).map_err(failed("bind /dev/console"))
 }

@@ -9,6 +9,7 @@ use rustix::mount as rm;
 use super::mounts::{self, PreparedMount};
 use crate::cgroup::Cgroups;
 use crate::spec::ContainerSpec;
+use crate::userns::{self, UserNamespace};
 use crate::wire::Failure;
 
 /// Most bytes of options that `mount(2)` takes.
@@ -19,6 +20,8 @@ pub(super) struct Inside {
     mounts: Vec<PreparedMount>,
     shm: PreparedMount,
     cgroup_views: Vec<(String, PreparedMount)>,
+    /// The node's id of the container's root.
+    root_id: u32,
 }
 
 fn failed(context: impl std::fmt::Display) -> impl FnOnce(rustix::io::Errno) -> Failure {
@@ -31,16 +34,12 @@ pub(super) fn enter(
     dir: &Path,
     sandbox_dir: &Path,
     cgroups: &Cgroups,
+    user: Option<UserNamespace<'_>>,
 ) -> Result<Inside, Failure> {
-    let root = overlay(&spec.layers, Some(dir))?;
     let mut mounts = Vec::with_capacity(spec.mounts.len() + spec.image_mounts.len());
     for mount in &spec.mounts {
-        mounts.push(PreparedMount::of_host(mount)?);
+        mounts.push(PreparedMount::of_host(mount, user)?);
     }
-    for mount in &spec.image_mounts {
-        mounts.push(PreparedMount::of_image(mount, overlay_of_image(&mount.layers)?)?);
-    }
-    mounts.sort_by_key(|m| m.depth());
     let shm_source = if spec.host_ipc { PathBuf::from("/dev/shm") } else { sandbox_dir.join("shm") };
     let shm = PreparedMount::private(&shm_source, Path::new("/dev/shm"), false)?;
     let mut cgroup_views = Vec::new();
@@ -51,6 +50,18 @@ pub(super) fn enter(
     // From here on nothing that is mounted shows on the node.
     rm::mount_change("/", rm::MountPropagationFlags::DOWNSTREAM | rm::MountPropagationFlags::REC)
         .map_err(failed("make / a slave mount"))?;
+    let lower = |name: String, layers: &[PathBuf]| match user {
+        Some(user) => user.shift_layers(layers, &dir.join("lower").join(name)),
+        None => Ok(layers.to_vec()),
+    };
+    for (index, mount) in spec.image_mounts.iter().enumerate() {
+        let layers = lower(index.to_string(), &mount.layers)?;
+        mounts.push(PreparedMount::of_image(mount, overlay_of_image(&layers)?)?);
+    }
+    mounts.sort_by_key(|m| m.depth());
+    let root_id = user.map_or(0, |user| user.range.host);
+    userns::give(&dir.join("upper"), root_id).map_err(Failure::during("give / to the pod"))?;
+    let root = overlay(&lower("root".into(), &spec.layers)?, Some(dir))?;
     let place = dir.join("root");
     let flags = rm::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rm::move_mount(&root, "", CWD, &place, flags).map_err(failed("mount root file system"))?;
@@ -58,22 +69,22 @@ pub(super) fn enter(
     rustix::process::pivot_root(".", ".").map_err(failed("pivot_root"))?;
     rm::unmount(".", rm::UnmountFlags::DETACH).map_err(failed("leave the node's root"))?;
     rustix::process::chdir("/").map_err(failed("chdir to /"))?;
-    Ok(Inside { mounts, shm, cgroup_views })
+    Ok(Inside { mounts, shm, cgroup_views, root_id })
 }
 
 impl Inside {
     /// Mounts and devices.
     pub(super) fn furnish(&self, spec: &ContainerSpec, cgroups: &Cgroups) -> Result<(), Failure> {
         mounts::mount_proc()?;
-        mounts::make_dev(spec)?;
-        self.shm.attach()?;
+        mounts::make_dev(spec, self.root_id)?;
+        self.shm.attach(self.root_id)?;
         mounts::mount_sys(spec.privileged)?;
         if cgroups.is_v2() {
             mounts::mount_cgroup2(spec.privileged)?;
         } else {
-            mounts::mount_cgroup_views(&self.cgroup_views, spec.privileged)?;
+            mounts::mount_cgroup_views(&self.cgroup_views, spec.privileged, self.root_id)?;
         }
-        self.mounts.iter().try_for_each(PreparedMount::attach)
+        self.mounts.iter().try_for_each(|mount| mount.attach(self.root_id))
     }
 
     /// Hides and protects.

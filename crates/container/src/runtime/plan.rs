@@ -7,6 +7,7 @@ use image::{Identity, resolve_user};
 
 use crate::capabilities;
 use crate::cgroup::DeviceRule;
+use crate::lsm;
 use crate::signals;
 use crate::spec::{ContainerSpec, DeviceSpec, ImageMountSpec, MountSpec, PidMode, ProcessSpec};
 
@@ -71,6 +72,8 @@ pub(super) fn plan(inputs: Inputs<'_>) -> Result<Plan, String> {
         groups: identity.groups,
         capabilities,
         no_new_privs: security.no_new_privs && !privileged,
+        apparmor: lsm::apparmor(security.apparmor.as_ref(), privileged, &lsm::Kernel)?,
+        selinux: lsm::selinux(security.selinux.as_ref()),
         tty: config.tty,
         rlimits: rlimits(config)?,
         oom_score_adj: config.resources.oom_score_adj,

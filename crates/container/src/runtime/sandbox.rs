@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::connection::Connection;
 use super::{Container, Runtime, Sandbox, SandboxFile, blocking, lost};
 use crate::spec::{ContainerRecord, ExitRecord, SANDBOX_FILE, SandboxSpec, write_json};
+use crate::userns::IdRange;
 use crate::wire::{Reply, Request};
 
 /// Exit code of containers whose end nobody saw, as with containerd.
@@ -85,9 +86,11 @@ impl Runtime {
         config: PodSandboxConfig,
     ) -> cri::Result<Arc<Sandbox>> {
         let namespaces = &config.security.namespaces;
-        if !namespaces.host_users {
-            return Err(failed("user namespaces are not supported by this runtime"));
-        }
+        let user = match (namespaces.host_users, &namespaces.user_ids) {
+            (true, _) => None,
+            (false, Some(mapping)) => Some(IdRange::of(mapping).map_err(failed)?),
+            (false, None) => return Err(failed("a user namespace needs a mapping of ids")),
+        };
         if !HANDLERS.contains(&config.runtime_handler.as_str()) {
             let message = format!("no runtime for {:?} is configured", config.runtime_handler);
             return Err(cri::Error::Unsupported { message });
@@ -98,6 +101,7 @@ impl Runtime {
             id: id.to_owned(),
             hostname: hostname_of(&config),
             host_network,
+            user,
             host_ipc: namespaces.ipc == NamespaceMode::Node,
             shared_pid: namespaces.pid == NamespaceMode::Pod,
             cgroup_v2_root: self.config.cgroup_v2_root.clone(),

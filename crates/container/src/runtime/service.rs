@@ -39,8 +39,26 @@ fn sandbox_status(sandbox: &Sandbox) -> PodSandboxStatus {
     }
 }
 
+/// Whether this kernel can have user namespaces; idmapped layers of overlays came after all else.
+fn user_namespaces() -> bool {
+    let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    let some = most.trim().parse::<u64>().is_ok_and(|most| most > 0);
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    some && kernel_is_at_least(&release, (6, 3))
+}
+
+/// Whether a kernel's release such as `6.18.44-x` is this one or a later one.
+fn kernel_is_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= wanted)
+}
+
 fn handler(name: &str) -> RuntimeHandler {
-    RuntimeHandler { name: name.to_owned(), recursive_readonly_mounts: true, user_namespaces: false }
+    RuntimeHandler {
+        name: name.to_owned(),
+        recursive_readonly_mounts: true,
+        user_namespaces: user_namespaces(),
+    }
 }
 
 fn state_of(record: &ContainerRecord) -> ContainerState {
@@ -128,7 +146,7 @@ impl RuntimeService for Runtime {
             network_ready: self.config.network.is_some(),
             message: String::new(),
             cgroup_v2: self.cgroups.is_v2(),
-            user_namespaces: false,
+            user_namespaces: user_namespaces(),
             recursive_readonly_mounts: true,
             supplemental_groups_policy: true,
             handlers: HANDLERS.iter().map(|name| handler(name)).collect(),
@@ -265,5 +283,17 @@ impl RuntimeService for Runtime {
 
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<Box<dyn Duplex>> {
         self.dial(sandbox_id, port).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernels() {
+        for (release, holds) in
+            [("6.18.44-fc", true), ("6.3.0", true), ("6.2.9", false), ("5.19", false), ("x", false)]
+        {
+            assert_eq!(super::kernel_is_at_least(release, (6, 3)), holds, "{release}");
+        }
     }
 }

@@ -119,6 +119,7 @@ impl Server {
             seccomp: filter.as_deref(),
             stdio,
             setup: setup_child,
+            user: self.user(),
         };
         let (pid, pidfd) = match self.clone_into(&spec.pid, cgroup.as_ref().map(AsFd::as_fd))? {
             Cloned::Child => init::run_first(first),
@@ -285,6 +286,7 @@ impl Server {
             stdio,
             setup: setup_child,
             target,
+            user: self.user(),
         };
         let pid = match self.clone_in(Some(target), 0, cgroup.as_ref().map(AsFd::as_fd))? {
             Cloned::Child => init::run_further(further),

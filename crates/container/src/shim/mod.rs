@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use crate::cgroup::Cgroups;
 use crate::spec::{SOCKET_FILE, SandboxSpec};
 use crate::sys::{self, Cloned};
+use crate::userns;
 use crate::wire::{self, Failure, Reply, Spawn};
 
 /// First argument that makes the binary a zygote.
@@ -90,12 +91,13 @@ fn prepare(dir: &Path, spec: SandboxSpec) -> Result<server::Server, Failure> {
     std::env::set_current_dir(dir).map_err(Failure::during("enter sandbox directory"))?;
     let cgroups =
         Cgroups::open_at(spec.cgroup_v2_root.as_deref()).map_err(|e| Failure::new(e.to_string()))?;
-    enter_namespaces(&spec)?;
+    let user = enter_namespaces(&spec)?;
     make_shm(&spec)?;
     let signals = sys::child_signals().map_err(Failure::during("signalfd"))?;
     let pod_init = if spec.shared_pid { Some(start_pod_init(dir)?) } else { None };
     let listener = listen().map_err(Failure::during("listen on shim socket"))?;
-    server::Server::new(dir.to_owned(), cgroups, listener, signals, pod_init)
+    let user = spec.user.and_then(|range| Some((user?, range)));
+    server::Server::new(dir.to_owned(), cgroups, listener, signals, pod_init, user)
 }
 
 fn detach_stdio() -> io::Result<()> {
@@ -103,7 +105,8 @@ fn detach_stdio() -> io::Result<()> {
     (0..3).try_for_each(|fd| sys::dup_onto(null.as_fd(), fd))
 }
 
-fn enter_namespaces(spec: &SandboxSpec) -> Result<(), Failure> {
+/// Enters the pod's namespaces, but for that of its users, which is returned.
+fn enter_namespaces(spec: &SandboxSpec) -> Result<Option<OwnedFd>, Failure> {
     let mut flags = 0;
     if !spec.host_network {
         flags |= libc::CLONE_NEWNET | libc::CLONE_NEWUTS;
@@ -111,7 +114,13 @@ fn enter_namespaces(spec: &SandboxSpec) -> Result<(), Failure> {
     if !spec.host_ipc {
         flags |= libc::CLONE_NEWIPC;
     }
-    sys::unshare(flags).map_err(Failure::during("unshare namespaces"))?;
+    let user = match spec.user {
+        Some(range) => Some(userns::create(range, flags)?),
+        None => {
+            sys::unshare(flags).map_err(Failure::during("unshare namespaces"))?;
+            None
+        }
+    };
     if !spec.host_network {
         sys::loopback_up().map_err(Failure::during("bring up loopback"))?;
         nix::unistd::sethostname(&spec.hostname).map_err(|e| Failure::during("sethostname")(e.into()))?;
@@ -124,7 +133,7 @@ fn enter_namespaces(spec: &SandboxSpec) -> Result<(), Failure> {
         let path = sysctl_path(name).ok_or_else(|| Failure::new(format!("invalid sysctl {name:?}")))?;
         fs::write(&path, value).map_err(Failure::during(format!("set sysctl {name}={value}")))?;
     }
-    Ok(())
+    Ok(user)
 }
 
 /// `net.ipv4.ip_forward` or `net/ipv4/ip_forward`; a name with both separators keeps dots as they are.
@@ -142,7 +151,9 @@ fn make_shm(spec: &SandboxSpec) -> Result<(), Failure> {
     fs::create_dir_all("shm").map_err(Failure::during("create shm"))?;
     use rustix::mount::{MountFlags, mount};
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
-    mount("shm", "shm", "tmpfs", flags, SHM_OPTIONS).map_err(|e| Failure::during("mount shm")(e.into()))
+    mount("shm", "shm", "tmpfs", flags, SHM_OPTIONS).map_err(|e| Failure::during("mount shm")(e.into()))?;
+    let root = spec.user.map_or(0, |range| range.host);
+    userns::give(Path::new("shm"), root).map_err(Failure::during("give shm to the pod"))
 }
 
 /// The process with id 1 of a pod whose containers see each other's processes. It only reaps.

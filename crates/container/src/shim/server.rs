@@ -12,6 +12,7 @@ use super::containers::{Container, Starting};
 use crate::cgroup::Cgroups;
 use crate::spec::SOCKET_FILE;
 use crate::sys;
+use crate::userns::{IdRange, UserNamespace};
 use crate::wire::{self, Failure, Reply, Request};
 
 /// Most connections at once; more wait in the listen queue. Every probe and every exec takes one for its time.
@@ -46,6 +47,8 @@ pub(super) struct Server {
     /// The shim's own PID namespace, to come back to.
     pub(super) own_pid_namespace: OwnedFd,
     pub(super) pod_init: Option<(i32, OwnedFd)>,
+    /// The pod's user namespace and its ids.
+    user: Option<(OwnedFd, IdRange)>,
     pub(super) connections: BTreeMap<u64, Connection>,
     pub(super) next_connection: u64,
     pub(super) containers: BTreeMap<String, Container>,
@@ -79,6 +82,7 @@ impl Server {
         listener: OwnedFd,
         signals: OwnedFd,
         pod_init: Option<(i32, OwnedFd)>,
+        user: Option<(OwnedFd, IdRange)>,
     ) -> Result<Server, Failure> {
         let own = std::fs::File::open("/proc/self/ns/pid").map_err(Failure::during("open PID namespace"))?;
         Ok(Server {
@@ -88,6 +92,7 @@ impl Server {
             signals,
             own_pid_namespace: own.into(),
             pod_init,
+            user,
             connections: BTreeMap::new(),
             next_connection: 0,
             containers: BTreeMap::new(),
@@ -95,6 +100,11 @@ impl Server {
             stopping: None,
             clock: stdx::SystemClock,
         })
+    }
+
+    /// The pod's user namespace, if it has one.
+    pub(super) fn user(&self) -> Option<UserNamespace<'_>> {
+        self.user.as_ref().map(|(fd, range)| UserNamespace { fd: fd.as_fd(), range: *range })
     }
 
     /// Runs until told to stop.

@@ -172,11 +172,6 @@ impl RuntimeService for Remote {
             std::fs::create_dir_all(&config.log_directory)
                 .map_err(|error| cri::Error::io("create the pod's log directory", error))?;
         }
-        if !config.security.namespaces.host_users {
-            // Runtimes that know nothing of them would run the pod as the node's root.
-            let message = "user namespaces are not supported with a container runtime behind a socket".into();
-            return Err(cri::Error::Unsupported { message });
-        }
         let message = pb::RunPodSandboxRequest {
             config: Some(sandbox::config_to(&config)),
             runtime_handler: config.runtime_handler.clone(),

@@ -1,17 +1,20 @@
 //! Containers: configuration, limits, identity, status.
 
 use cri::{
-    Capabilities, ContainerConfig, ContainerFilter, ContainerResources, ContainerSecurityContext,
-    ContainerState, ContainerStatus, Device, EnvVar, ExitInfo, HugepageLimit, Mount, MountPropagation,
+    ApparmorProfile, Capabilities, ContainerConfig, ContainerFilter, ContainerResources,
+    ContainerSecurityContext, ContainerState, ContainerStatus, Device, EnvVar, ExitInfo, HugepageLimit,
+    IdMapping, Mount, MountPropagation, SelinuxOptions,
 };
 use rpc::cri as pb;
 
-use super::sandbox::{namespaces_from, namespaces_to, seccomp_from, seccomp_to};
+use super::sandbox::{id_mapping_to, namespaces_from, namespaces_to, seccomp_from, seccomp_to};
 use super::{
     id_from, id_to, ids_from, ids_to, nanoseconds, signal, some_text, some_timestamp, text, timestamp,
 };
 
-fn mount_to(mount: &Mount) -> pb::Mount {
+/// A mount; with ids of the pod's own its files are shown with them.
+fn mount_to(mount: &Mount, ids: Option<IdMapping>) -> pb::Mount {
+    let ids: Vec<pb::IdMapping> = ids.map(id_mapping_to).into_iter().collect();
     let propagation = match mount.propagation {
         MountPropagation::Private => pb::MountPropagation::PropagationPrivate,
         MountPropagation::HostToContainer => pb::MountPropagation::PropagationHostToContainer,
@@ -25,6 +28,8 @@ fn mount_to(mount: &Mount) -> pb::Mount {
         recursive_read_only: mount.recursive_readonly,
         image: mount.image.as_deref().map(image_spec),
         image_sub_path: mount.image_sub_path.clone(),
+        uid_mappings: ids.clone(),
+        gid_mappings: ids,
         ..Default::default()
     }
 }
@@ -116,6 +121,13 @@ fn security_to(of: &ContainerSecurityContext) -> pb::LinuxContainerSecurityConte
         masked_paths: of.masked_paths.iter().map(|path| text(path)).collect(),
         readonly_paths: of.readonly_paths.iter().map(|path| text(path)).collect(),
         seccomp: Some(seccomp_to(&of.seccomp)),
+        apparmor: of.apparmor.as_ref().map(apparmor_to),
+        selinux_options: of.selinux.as_ref().map(|of| pb::SeLinuxOption {
+            user: of.user.clone(),
+            role: of.role.clone(),
+            r#type: of.kind.clone(),
+            level: of.level.clone(),
+        }),
         ..Default::default()
     }
 }
@@ -140,7 +152,46 @@ fn security_from(of: &pb::LinuxContainerSecurityContext) -> ContainerSecurityCon
         masked_paths: of.masked_paths.iter().map(Into::into).collect(),
         readonly_paths: of.readonly_paths.iter().map(Into::into).collect(),
         seccomp: seccomp_from(of.seccomp.as_ref(), &of.seccomp_profile_path),
+        apparmor: apparmor_from(of.apparmor.as_ref(), &of.apparmor_profile),
+        selinux: of.selinux_options.as_ref().map(|of| SelinuxOptions {
+            user: of.user.clone(),
+            role: of.role.clone(),
+            kind: of.r#type.clone(),
+            level: of.level.clone(),
+        }),
     }
+}
+
+fn apparmor_to(profile: &ApparmorProfile) -> pb::SecurityProfile {
+    use pb::security_profile::ProfileType;
+    let (kind, name) = match profile {
+        ApparmorProfile::RuntimeDefault => (ProfileType::RuntimeDefault, ""),
+        ApparmorProfile::Unconfined => (ProfileType::Unconfined, ""),
+        ApparmorProfile::Localhost(name) => (ProfileType::Localhost, name.as_str()),
+    };
+    pb::SecurityProfile { profile_type: kind.into(), localhost_ref: name.to_owned() }
+}
+
+/// An AppArmor profile: the message, or the older name where there is none.
+fn apparmor_from(profile: Option<&pb::SecurityProfile>, name: &str) -> Option<ApparmorProfile> {
+    use pb::security_profile::ProfileType;
+    let Some(profile) = profile else {
+        return match (name, name.strip_prefix("localhost/")) {
+            ("", _) => None,
+            ("runtime/default", _) => Some(ApparmorProfile::RuntimeDefault),
+            ("unconfined", _) => Some(ApparmorProfile::Unconfined),
+            (_, local) => Some(ApparmorProfile::Localhost(local.unwrap_or(name).to_owned())),
+        };
+    };
+    Some(match profile.profile_type() {
+        ProfileType::RuntimeDefault => ApparmorProfile::RuntimeDefault,
+        ProfileType::Unconfined => ApparmorProfile::Unconfined,
+        // The name may come with the older one's prefix.
+        ProfileType::Localhost => {
+            let name = profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref);
+            ApparmorProfile::Localhost(name.to_owned())
+        }
+    })
 }
 
 /// A container's configuration.
@@ -161,7 +212,7 @@ pub fn config_to(config: &ContainerConfig) -> pb::ContainerConfig {
         args: config.args.clone(),
         working_dir: config.working_dir.clone(),
         envs: envs.collect(),
-        mounts: config.mounts.iter().map(mount_to).collect(),
+        mounts: config.mounts.iter().map(|m| mount_to(m, config.security.namespaces.user_ids)).collect(),
         devices: devices.collect(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
@@ -277,7 +328,7 @@ pub fn status_to(status: &ContainerStatus, mounts: &[Mount]) -> pb::ContainerSta
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
         labels: status.labels.clone(),
         annotations: status.annotations.clone(),
-        mounts: mounts.iter().map(mount_to).collect(),
+        mounts: mounts.iter().map(|mount| mount_to(mount, None)).collect(),
         log_path: text(&status.log_path),
         resources: Some(pb::ContainerResources { linux: Some(resources_to(&status.resources)) }),
         image_id: status.image_id.clone(),
@@ -422,6 +473,8 @@ mod tests {
                 no_new_privs: true,
                 readonly_rootfs: true,
                 seccomp: SeccompProfile::RuntimeDefault,
+                apparmor: Some(ApparmorProfile::Localhost("a".into())),
+                selinux: Some(SelinuxOptions { kind: "t".into(), level: "s0".into(), ..Default::default() }),
                 ..ContainerSecurityContext::default()
             },
             ulimits: Vec::new(),

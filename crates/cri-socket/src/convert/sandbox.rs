@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use cri::{
-    DnsConfig, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxFilter,
+    DnsConfig, IdMapping, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxFilter,
     PodSandboxSecurityContext, PodSandboxState, PodSandboxStatus, PortMapping, Protocol, SeccompProfile,
 };
 use rpc::cri as pb;
@@ -34,7 +34,9 @@ pub fn namespaces_to(of: &NamespaceOptions) -> pb::NamespaceOption {
         NamespaceMode::Target(id) => id.clone(),
         _ => String::new(),
     };
-    let userns = |mode: pb::NamespaceMode| pb::UserNamespace { mode: mode.into(), ..Default::default() };
+    let ids = of.user_ids.map(id_mapping_to).into_iter().collect::<Vec<_>>();
+    let userns =
+        |mode: pb::NamespaceMode| pb::UserNamespace { mode: mode.into(), uids: ids.clone(), gids: ids };
     pb::NamespaceOption {
         network: mode_to(&of.network).into(),
         pid: mode_to(&of.pid).into(),
@@ -53,7 +55,17 @@ pub fn namespaces_from(of: &pb::NamespaceOption) -> NamespaceOptions {
         pid: mode_from(of.pid(), &of.target_id),
         ipc: mode_from(of.ipc(), ""),
         host_users: userns.is_none_or(|users| users.mode() == pb::NamespaceMode::Node),
+        user_ids: userns.and_then(|users| users.uids.first()).map(|ids| IdMapping {
+            container_id: ids.container_id,
+            host_id: ids.host_id,
+            length: ids.length,
+        }),
     }
+}
+
+/// Ids of a pod and what they are on the node.
+pub fn id_mapping_to(of: IdMapping) -> pb::IdMapping {
+    pb::IdMapping { host_id: of.host_id, container_id: of.container_id, length: of.length }
 }
 
 /// A seccomp profile.
@@ -323,6 +335,7 @@ mod tests {
                     pid: NamespaceMode::Pod,
                     ipc: NamespaceMode::Node,
                     host_users: false,
+                    user_ids: Some(IdMapping { container_id: 0, host_id: 131_072, length: 65536 }),
                 },
                 run_as_user: Some(1),
                 run_as_group: Some(2),

@@ -126,16 +126,10 @@ fn policies(configuration: &Configuration, problems: &mut Vec<String>) {
                 .into(),
         );
     }
-    for name in configuration.map("cpuManagerPolicyOptions").keys() {
-        if !["full-pcpus-only", "strict-cpu-reservation"].contains(&name.as_str()) {
-            problems.push(format!("unknown CPU Manager Policy option: {name}"));
-        }
-    }
-    let policy = configuration.text("memoryManagerPolicy");
-    if policy != "None" {
-        problems.push(format!(
-            "memoryManagerPolicy (--memory-manager-policy) {policy:?} is not available on this node; it must be \"None\""
-        ));
+    let ids = configuration.int("userNamespaces.idsPerPod");
+    let unit = i64::from(crate::userns::UNIT);
+    if ids < unit || ids % unit != 0 || ids > i64::from(u32::MAX) {
+        problems.push(format!("userNamespaces.idsPerPod {ids} must be a positive multiple of {unit}"));
     }
     let swap = configuration.text("memorySwap.swapBehavior");
     if !["", "NoSwap", "LimitedSwap"].contains(&swap) {
@@ -209,6 +203,22 @@ fn shutdown(configuration: &Configuration, problems: &mut Vec<String>) {
             duration::format(all)
         ));
     }
+    let second = std::time::Duration::from_secs(1);
+    for (path, period) in [("shutdownGracePeriod", all), ("shutdownGracePeriodCriticalPods", critical)] {
+        if !period.is_zero() && period < second {
+            problems.push(format!(
+                "{path} {{{}}} must be either zero or otherwise >= 1 sec",
+                duration::format(period)
+            ));
+        }
+    }
+    let either = !all.is_zero() || !critical.is_zero();
+    if either && !configuration.shutdown_by_priority().is_empty() {
+        problems.push(
+            "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time"
+                .into(),
+        );
+    }
 }
 
 /// Everything that is wrong.
@@ -217,6 +227,7 @@ pub(super) fn check(configuration: &Configuration) -> Vec<String> {
     plain(configuration, &mut problems);
     images(configuration, &mut problems);
     policies(configuration, &mut problems);
+    super::managers::check(configuration, &mut problems);
     enforcement(configuration, &mut problems);
     shutdown(configuration, &mut problems);
     for taint in configuration.taints() {

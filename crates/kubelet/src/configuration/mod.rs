@@ -5,6 +5,7 @@
 //! is the options'.
 
 mod check;
+mod managers;
 mod table;
 
 use std::collections::BTreeMap;
@@ -13,11 +14,12 @@ use std::time::Duration;
 use api::k8s_openapi::api::core::v1::Taint;
 use serde_json::{Map, Value, json};
 
-use crate::config::{Config, CpuPolicy, TopologyPolicy};
+use crate::config::Config;
 use crate::duration;
 use crate::eviction::threshold::{self, Eviction, Statements};
 use crate::images;
 use crate::resources::Amounts;
+use crate::shutdown;
 
 /// Group and version of the file.
 pub const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -170,6 +172,16 @@ impl Configuration {
         })
     }
 
+    fn shutdown_by_priority(&self) -> Vec<shutdown::Period> {
+        let list = self.value("shutdownGracePeriodByPodPriority").and_then(Value::as_array);
+        let number = |item: &Value, name: &str| item.get(name).and_then(Value::as_i64).unwrap_or(0);
+        let of = |item: &Value| shutdown::Period {
+            priority: i32::try_from(number(item, "priority")).unwrap_or(i32::MAX),
+            seconds: number(item, "shutdownGracePeriodSeconds"),
+        };
+        list.into_iter().flatten().map(of).collect()
+    }
+
     fn enforces_pods(&self) -> bool {
         self.texts("enforceNodeAllocatable").iter().any(|what| what == "pods")
     }
@@ -220,20 +232,7 @@ impl Configuration {
         config.reserved_storage_bytes = kept("ephemeral-storage");
         config.reserved_pids = kept("pid");
         config.reserved_cpus = crate::cpu::parse(self.text("reservedSystemCPUs")).unwrap_or_default();
-        if self.text("cpuManagerPolicy") == "static" {
-            config.cpu_policy = CpuPolicy::Static {
-                full_cores_only: self.map("cpuManagerPolicyOptions").get("full-pcpus-only")
-                    == Some(&"true".to_owned()),
-                strict_reservation: self.map("cpuManagerPolicyOptions").get("strict-cpu-reservation")
-                    == Some(&"true".to_owned()),
-            };
-        }
-        config.topology_policy = match self.text("topologyManagerPolicy") {
-            "best-effort" => TopologyPolicy::BestEffort,
-            "restricted" => TopologyPolicy::Restricted,
-            "single-numa-node" => TopologyPolicy::SingleNumaNode,
-            _ => TopologyPolicy::None,
-        };
+        managers::apply(self, config);
         let policy = &mut config.image_gc;
         let percent = |path: &str| u8::try_from(self.int(path)).unwrap_or(100);
         if given("imageGCHighThresholdPercent") {
@@ -266,6 +265,13 @@ impl Configuration {
             max_files: u32::try_from(self.int("containerLogMaxFiles")).unwrap_or(u32::MAX),
         };
         config.allowed_sysctls = self.texts("allowedUnsafeSysctls");
+        config.shutdown_periods = shutdown::periods(
+            &self.shutdown_by_priority(),
+            self.duration("shutdownGracePeriod"),
+            self.duration("shutdownGracePeriodCriticalPods"),
+        );
+        config.ids_per_pod =
+            u32::try_from(self.int("userNamespaces.idsPerPod")).unwrap_or(crate::userns::UNIT);
         config.limited_swap = self.text("memorySwap.swapBehavior") == "LimitedSwap";
         let dns: Vec<_> = self.texts("clusterDNS").iter().filter_map(|ip| ip.parse().ok()).collect();
         if !dns.is_empty() {
@@ -390,7 +396,7 @@ mod tests {
         assert_eq!((config.reserved_cpu_milli, config.reserved_memory_bytes), (200, 100 << 20));
         assert_eq!((config.log_rotation.max_bytes, config.log_rotation.max_files), (1 << 20, 3));
         assert_eq!((config.image_gc.high_percent, config.image_gc.low_percent), (90, 70));
-        assert!(matches!(config.cpu_policy, CpuPolicy::Static { full_cores_only: false, .. }));
+        assert_eq!(config.cpu_policy, crate::config::CpuPolicy::Static(crate::config::StaticCpus::default()));
         assert_eq!(config.register_taints.len(), 1);
         let names: Vec<_> = config.eviction.thresholds.iter().map(|t| t.signal.name()).collect();
         assert_eq!(names, ["memory.available", "allocatableMemory.available", "nodefs.available"]);

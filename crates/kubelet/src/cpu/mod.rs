@@ -3,6 +3,7 @@
 //! Which processors are taken (`take`) is pure; the state survives restarts in a file of upstream's form. Everybody
 //! else shares what is left, and is told whenever that changes.
 
+mod distribute;
 pub(crate) mod follow;
 mod take;
 
@@ -14,9 +15,10 @@ use api::prelude::*;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-pub use take::{Processor, read, take};
+pub use take::{Options, Processor, read, take};
 
-use crate::config::{Config, CpuPolicy};
+use crate::config::{Config, CpuPolicy, StaticCpus};
+use crate::numa::{self, Hint, Hints, Mask};
 use crate::resources::{self, Qos};
 use crate::spec::{self, Role};
 use crate::status::Verdict;
@@ -64,6 +66,57 @@ pub fn exclusive(pod: &Pod, container: &Container) -> usize {
     if milli % 1000 == 0 { usize::try_from(milli / 1000).unwrap_or(0) } else { 0 }
 }
 
+/// What a pod's init containers have had and no later container has yet.
+fn reusable(pod: &Pod, own: &BTreeMap<String, Set>) -> Set {
+    let (mut left, mut used) = (Set::new(), Set::new());
+    for (role, container) in spec::containers(pod) {
+        let Some(set) = own.get(&container.name) else { continue };
+        if role == Role::Init { left.extend(set) } else { used.extend(set) }
+    }
+    left.difference(&used).copied().collect()
+}
+
+/// Where `wanted` of the free processors could be, with all of the reusable ones.
+fn hints(
+    topology: &[Processor],
+    free: &Set,
+    reusable: &Set,
+    wanted: usize,
+    options: StaticCpus,
+) -> Vec<Hint> {
+    let nodes: BTreeSet<u32> = topology.iter().map(|cpu| cpu.node).collect();
+    let sockets: BTreeSet<u32> = topology.iter().map(|cpu| cpu.socket).collect();
+    let nodes: Vec<u32> = nodes.into_iter().collect();
+    let within = |mask: Mask, set: &Set| {
+        topology.iter().filter(|cpu| mask.has(cpu.node) && set.contains(&cpu.id)).count()
+    };
+    let all: Set = topology.iter().map(|cpu| cpu.id).collect();
+    let usable: Set = free.union(reusable).copied().collect();
+    let mut least = nodes.len() as u32;
+    let mut masks = Vec::new();
+    for mask in numa::combinations(&nodes) {
+        if within(mask, &all) >= wanted {
+            least = least.min(mask.len());
+        }
+        if within(mask, reusable) == reusable.len() && within(mask, &usable) >= wanted {
+            masks.push(mask);
+        }
+    }
+    let mut made = numa::hints(masks, least).unwrap_or_default();
+    let per_socket = nodes.len() / sockets.len().max(1);
+    if options.by_socket && per_socket > 0 {
+        for hint in &mut made {
+            let on: BTreeSet<u32> = topology
+                .iter()
+                .filter(|cpu| hint.mask.is_some_and(|mask| mask.has(cpu.node)))
+                .map(|cpu| cpu.socket)
+                .collect();
+            hint.preferred = on.len() == (least as usize).div_ceil(per_socket);
+        }
+    }
+    made
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// Processors by pod uid and container.
@@ -91,7 +144,7 @@ impl Manager {
         let reserved = match (config.cpu_policy, config.reserved_cpus.is_empty()) {
             (CpuPolicy::None, _) => Set::new(),
             (_, false) => config.reserved_cpus.intersection(&all).copied().collect(),
-            (_, true) => take(&topology, &all, wanted).unwrap_or_default(),
+            (_, true) => take(&topology, &all, wanted, Options::default()).unwrap_or_default(),
         };
         let file = config.root_dir.join("cpu_manager_state");
         let manager =
@@ -134,7 +187,7 @@ impl Manager {
     /// Computes what is shared, and writes all down.
     fn share(&self, state: &mut State) {
         let taken: Set = state.owned.values().flat_map(BTreeMap::values).flatten().copied().collect();
-        let strict = matches!(self.policy, CpuPolicy::Static { strict_reservation: true, .. });
+        let strict = self.options().is_some_and(|options| options.strict_reservation);
         state.shared = (self.topology.iter().map(|cpu| cpu.id))
             .filter(|cpu| !(taken.contains(cpu) || strict && self.reserved.contains(cpu)))
             .collect();
@@ -163,61 +216,158 @@ impl Manager {
         }
     }
 
-    /// Sets processors apart for a pod's containers; true if that changed what is shared. Init containers' are used
-    /// again by those that come after them.
-    pub fn allocate(&self, pod: &Pod) -> Result<bool, Verdict> {
-        let CpuPolicy::Static { full_cores_only, .. } = self.policy else { return Ok(false) };
-        let mut state = self.state.lock();
-        if state.owned.contains_key(pod.uid()) {
-            return Ok(false);
+    fn options(&self) -> Option<StaticCpus> {
+        match self.policy {
+            CpuPolicy::None => None,
+            CpuPolicy::Static(options) => Some(options),
         }
+    }
+
+    /// Processors that are nobody's own and not kept.
+    fn free(&self, state: &State) -> Set {
         let taken: Set = state.owned.values().flat_map(BTreeMap::values).flatten().copied().collect();
-        let mut free: Set = (self.topology.iter().map(|cpu| cpu.id))
-            .filter(|cpu| !taken.contains(cpu) && !self.reserved.contains(cpu))
-            .collect();
-        let (mut own, mut reusable) = (BTreeMap::new(), Set::new());
-        for (role, container) in spec::containers(pod) {
-            let wanted = exclusive(pod, &container);
-            if wanted == 0 || role == Role::Ephemeral {
-                continue;
-            }
-            let threads = take::threads_per_core(&self.topology);
-            if full_cores_only && !wanted.is_multiple_of(threads) {
-                return Err(Self::refused(
-                    "SMTAlignmentError",
-                    format!(
-                        "SMT Alignment Error: requested {wanted} cpus not multiple cpus per core = {threads}"
-                    ),
-                ));
-            }
-            // What init containers have had is nobody else's while the pod lives.
-            let preferred: Set = reusable.iter().copied().take(wanted).collect();
-            let available: Set = free.union(&reusable).copied().collect();
-            let set = match preferred.len() == wanted {
-                true => Some(preferred),
-                false => take(&self.topology, &available, wanted),
-            };
-            let set = set.ok_or_else(|| {
-                let message = format!(
-                    "Allocate failed due to not enough cpus available to satisfy request: requested={wanted}, \
-                     available={}, which is unexpected",
-                    available.len()
-                );
-                Self::refused("UnexpectedAdmissionError", message)
-            })?;
-            free.retain(|cpu| !set.contains(cpu));
-            match role {
-                Role::Init => reusable.extend(set.iter().copied()),
-                _ => reusable.retain(|cpu| !set.contains(cpu)),
-            }
-            own.insert(container.name.clone(), set);
+        let all = self.topology.iter().map(|cpu| cpu.id);
+        all.filter(|cpu| !taken.contains(cpu) && !self.reserved.contains(cpu)).collect()
+    }
+
+    /// Where a container's processors could be.
+    pub fn hints(&self, pod: &Pod, container: &Container) -> Hints {
+        self.hints_for(pod, exclusive(pod, container), Some(&container.name))
+    }
+
+    /// Where all processors of a pod could be.
+    pub fn pod_hints(&self, pod: &Pod) -> Hints {
+        if resources::qos(pod) != Qos::Guaranteed {
+            return None;
         }
-        if own.is_empty() {
+        let wanted = resources::pod_total(pod, |container| {
+            let milli = resources::requests(container).get("cpu").copied().unwrap_or(0);
+            [("cpu".to_owned(), if milli % 1000 == 0 { milli } else { 0 })].into()
+        });
+        let milli = wanted.get("cpu").copied().unwrap_or(0);
+        self.hints_for(pod, usize::try_from(milli / 1000).unwrap_or(0), None)
+    }
+
+    fn hints_for(&self, pod: &Pod, wanted: usize, container: Option<&str>) -> Hints {
+        let options = self.options()?;
+        if wanted == 0 {
+            return None;
+        }
+        let state = self.state.lock();
+        let own = state.owned.get(pod.uid());
+        let (free, reusable) = match own.and_then(|own| own.get(container?)) {
+            // It has them already.
+            Some(own) if own.len() == wanted => (own.clone(), own.clone()),
+            Some(_) => return Some(Vec::new()),
+            None => (self.free(&state), own.map(|own| reusable(pod, own)).unwrap_or_default()),
+        };
+        Some(hints(&self.topology, &free, &reusable, wanted, options))
+    }
+
+    /// Sets processors apart for a container, on the nodes that all agreed on where that is possible; true if that
+    /// changed what is shared. Init containers' are used again by those that come after them.
+    pub fn allocate(
+        &self,
+        pod: &Pod,
+        role: Role,
+        container: &Container,
+        agreed: Hint,
+    ) -> Result<bool, Verdict> {
+        let Some(options) = self.options() else { return Ok(false) };
+        let wanted = exclusive(pod, container);
+        let mut state = self.state.lock();
+        let own = state.owned.get(pod.uid());
+        let known = own.is_some_and(|own| own.contains_key(&container.name));
+        if wanted == 0 || role == Role::Ephemeral || known {
             return Ok(false);
         }
-        state.owned.insert(pod.uid().to_owned(), own);
+        let reusable = own.map(|own| reusable(pod, own)).unwrap_or_default();
+        let available: Set = self.free(&state).union(&reusable).copied().collect();
+        let threads = take::threads_per_core(&self.topology);
+        if options.full_cores_only {
+            self.check_cores(wanted, threads, &available)?;
+        }
+        // What init containers have had is nobody else's while the pod lives.
+        let preferred: Set = reusable.iter().copied().take(wanted).collect();
+        let set = match preferred.len() == wanted {
+            true => Some(preferred),
+            false => self.choose(&available, wanted, threads, agreed, options),
+        };
+        let set = set.ok_or_else(|| {
+            let message = format!(
+                "Allocate failed due to not enough cpus available to satisfy request: requested={wanted}, \
+                 available={}, which is unexpected",
+                available.len()
+            );
+            Self::refused("UnexpectedAdmissionError", message)
+        })?;
+        state.owned.entry(pod.uid().to_owned()).or_default().insert(container.name.clone(), set);
         self.share(&mut state);
         Ok(true)
+    }
+
+    /// Whether only whole cores would be given.
+    fn check_cores(&self, wanted: usize, threads: usize, available: &Set) -> Result<(), Verdict> {
+        if !wanted.is_multiple_of(threads) {
+            return Err(Self::refused(
+                "SMTAlignmentError",
+                format!(
+                    "SMT Alignment Error: requested {wanted} cpus not multiple cpus per core = {threads}"
+                ),
+            ));
+        }
+        // Threads beside a processor that is kept do not make a core.
+        let core = |id: &u32| self.topology.iter().find(|cpu| cpu.id == *id).map(|cpu| cpu.core);
+        let kept: BTreeSet<u32> = self.reserved.iter().filter_map(core).collect();
+        let whole = available.iter().filter(|id| core(id).is_some_and(|core| !kept.contains(&core))).count();
+        if wanted > whole {
+            return Err(Self::refused(
+                "SMTAlignmentError",
+                format!(
+                    "SMT Alignment Error: not enough free physical CPUs: available physical CPUs = {whole}, \
+                     requested CPUs = {wanted}, CPUs per core = {threads}"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn choose(
+        &self,
+        available: &Set,
+        wanted: usize,
+        threads: usize,
+        agreed: Hint,
+        options: StaticCpus,
+    ) -> Option<Set> {
+        let unit = if options.full_cores_only { threads } else { 1 };
+        let take = |from: &Set, count: usize| {
+            let even = options
+                .choice
+                .across_nodes
+                .then(|| distribute::evenly(&self.topology, from, count, unit, options.choice));
+            even.flatten().or_else(|| take(&self.topology, from, count, options.choice))
+        };
+        let mut taken = Set::new();
+        if let Some(mask) = agreed.mask {
+            let sockets: BTreeSet<u32> =
+                self.topology.iter().filter(|cpu| mask.has(cpu.node)).map(|cpu| cpu.socket).collect();
+            let inside = |cpu: &&Processor| match options.by_socket {
+                true => sockets.contains(&cpu.socket),
+                false => mask.has(cpu.node),
+            };
+            let near: Set = self.topology.iter().filter(inside).map(|cpu| cpu.id).collect();
+            let near: Set = available.intersection(&near).copied().collect();
+            taken = take(&near, wanted.min(near.len()))?;
+        }
+        let rest: Set = available.difference(&taken).copied().collect();
+        if rest.len() < wanted - taken.len() {
+            return None;
+        }
+        if taken.len() < wanted {
+            taken.extend(take(&rest, wanted - taken.len())?);
+        }
+        Some(taken)
     }
 
     /// Takes a pod's processors back; true if it had some.
@@ -297,13 +447,24 @@ mod tests {
     }
 
     fn manager(directory: &std::path::Path, full_cores_only: bool) -> Manager {
-        let topology =
-            (0..8).map(|id| Processor { id, core: id / 2, socket: id / 4, node: id / 4 }).collect();
+        let topology = (0..8)
+            .map(|id| Processor { id, core: id / 2, socket: id / 4, node: id / 4, cache: id / 4 })
+            .collect();
         let mut config = Config::new("n", directory.to_owned());
         config.root_dir = directory.to_owned();
         config.reserved_cpu_milli = 500;
-        config.cpu_policy = CpuPolicy::Static { full_cores_only, strict_reservation: false };
+        config.cpu_policy = CpuPolicy::Static(StaticCpus { full_cores_only, ..StaticCpus::default() });
         Manager::new(&config, topology)
+    }
+
+    const ANY: Hint = Hint { mask: None, preferred: true };
+
+    fn allocate(manager: &Manager, pod: &Pod) -> Result<bool, Verdict> {
+        let mut any = false;
+        for (role, container) in spec::containers(pod) {
+            any |= manager.allocate(pod, role, &container, ANY)?;
+        }
+        Ok(any)
     }
 
     #[test]
@@ -311,21 +472,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let manager = manager(directory.path(), false);
         assert_eq!(manager.of("x", "c0"), "0-7");
-        assert_eq!(manager.allocate(&pod("a", &[], &["2", "1500m"])), Ok(true));
+        assert_eq!(allocate(&manager, &pod("a", &[], &["2", "1500m"])), Ok(true));
         assert_eq!((manager.of("a", "c0").as_str(), manager.of("a", "c1").as_str()), ("2-3", "0-1,4-7"));
         // The one processor that is reserved is shared, but nobody's own.
-        assert_eq!(manager.allocate(&pod("b", &["4"], &["3", "1"])), Ok(true));
+        assert_eq!(allocate(&manager, &pod("b", &["4"], &["3", "1"])), Ok(true));
         assert_eq!(manager.of("b", "i0"), "4-7");
         let both: Set = manager.own("b", "c0").union(&manager.own("b", "c1")).copied().collect();
         assert_eq!(both, manager.own("b", "i0"));
-        let refused = manager.allocate(&pod("c", &[], &["2"])).unwrap_err();
+        let refused = allocate(&manager, &pod("c", &[], &["2"])).unwrap_err();
         assert_eq!(refused.reason, "UnexpectedAdmissionError");
         assert_eq!(
             refused.message,
             "Pod was rejected: Allocate failed due to not enough cpus available to satisfy request: requested=2, \
              available=1, which is unexpected"
         );
-        assert_eq!(manager.allocate(&pod("d", &[], &["500m"])), Ok(false));
+        assert_eq!(allocate(&manager, &pod("d", &[], &["500m"])), Ok(false));
         // Another life of the kubelet knows them still.
         let again = self::manager(directory.path(), false);
         assert_eq!(again.of("a", "c0"), "2-3");
@@ -338,14 +499,47 @@ mod tests {
     fn whole_cores_only() {
         let directory = tempfile::tempdir().unwrap();
         let manager = manager(directory.path(), true);
-        let refused = manager.allocate(&pod("a", &[], &["3"])).unwrap_err();
-        assert_eq!(
-            (refused.reason.as_str(), refused.message.as_str()),
+        let table = [
+            ("3", "requested 3 cpus not multiple cpus per core = 2"),
+            // Beside the reserved one there is half a core, which is none.
             (
-                "SMTAlignmentError",
-                "Pod was rejected: SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2"
-            )
-        );
-        assert_eq!(manager.allocate(&pod("a", &[], &["2"])), Ok(true));
+                "8",
+                "not enough free physical CPUs: available physical CPUs = 6, requested CPUs = 8, CPUs per core = 2",
+            ),
+        ];
+        for (cpus, message) in table {
+            let refused = allocate(&manager, &pod("a", &[], &[cpus])).unwrap_err();
+            assert_eq!(refused.reason, "SMTAlignmentError");
+            assert_eq!(refused.message, format!("Pod was rejected: SMT Alignment Error: {message}"));
+        }
+        assert_eq!(allocate(&manager, &pod("a", &[], &["2"])), Ok(true));
+    }
+
+    fn shown(hints: Hints) -> Vec<(String, bool)> {
+        let list = hints.unwrap().into_iter();
+        list.map(|hint| (hint.mask.unwrap().list(), hint.preferred)).collect()
+    }
+
+    #[test]
+    fn where_they_could_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let manager = manager(directory.path(), false);
+        let pair = |mask: &str, preferred| (mask.to_owned(), preferred);
+        let hints = |pod: &Pod| manager.hints(pod, &pod.spec.as_ref().unwrap().containers[0]);
+        let four = pod("a", &[], &["4"]);
+        // Processor 0 is reserved.
+        assert_eq!(shown(hints(&four)), [pair("1", true), pair("0-1", false)]);
+        assert_eq!(shown(hints(&pod("a", &[], &["5"]))), [pair("0-1", true)]);
+        assert_eq!(hints(&pod("a", &[], &["500m"])), None);
+        let two = pod("b", &[], &["2", "2"]);
+        assert_eq!(shown(manager.pod_hints(&two)), [pair("1", true), pair("0-1", false)]);
+        // What was agreed on is kept to.
+        let agreed = Hint { mask: Some(Mask::of([1])), preferred: true };
+        let containers = &two.spec.as_ref().unwrap().containers;
+        assert_eq!(manager.allocate(&two, Role::Regular, &containers[0], agreed), Ok(true));
+        assert_eq!(manager.of("b", "c0"), "4-5");
+        // It has them already.
+        assert_eq!(shown(hints(&two)), [pair("1", true), pair("0-1", false)]);
+        assert_eq!(shown(hints(&pod("c", &[], &["3"]))), [pair("0", true), pair("0-1", false)]);
     }
 }

@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::state::{Device, Given, OfPod, State};
 use crate::agent::Agent;
+use crate::numa::{Hint, Hints};
 use crate::resources;
-use crate::spec::{self, Role};
-use crate::status::Verdict;
+use crate::spec::Role;
 
 /// Version of the protocol.
 const VERSION: &str = "v1beta1";
@@ -54,8 +54,6 @@ pub struct Manager {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
     plugins: Mutex<BTreeMap<String, Plugin>>,
-    /// One pod at a time is given devices.
-    giving: tokio::sync::Mutex<()>,
 }
 
 impl Manager {
@@ -69,13 +67,7 @@ impl Manager {
             }
             read
         });
-        Manager {
-            directory,
-            clock,
-            state: Mutex::new(state.unwrap_or_default()),
-            plugins: Mutex::default(),
-            giving: tokio::sync::Mutex::default(),
-        }
+        Manager { directory, clock, state: Mutex::new(state.unwrap_or_default()), plugins: Mutex::default() }
     }
 
     fn save(&self) {
@@ -135,46 +127,68 @@ impl Manager {
         state.resources.contains_key(name) || state.former.contains(name)
     }
 
-    /// Gives the containers of a pod the devices they ask for.
-    pub async fn allocate(&self, agent: &Agent, pod: &Pod) -> Result<(), Verdict> {
-        let wants = |container: &Container| -> Vec<(String, usize)> {
-            let limits = resources::limits(container).into_iter();
-            let own = limits.filter(|(name, count)| name.contains('/') && *count > 0 && self.knows(name));
-            own.map(|(name, count)| (name, usize::try_from(count).unwrap_or(usize::MAX))).collect()
-        };
-        let containers = spec::containers(pod);
-        if containers.iter().all(|(_, container)| wants(container).is_empty()) {
+    /// Devices a container asks for, by resource.
+    fn wants(&self, container: &Container) -> Vec<(String, usize)> {
+        let limits = resources::limits(container).into_iter();
+        let own = limits.filter(|(name, count)| name.contains('/') && *count > 0 && self.knows(name));
+        own.map(|(name, count)| (name, usize::try_from(count).unwrap_or(usize::MAX))).collect()
+    }
+
+    /// Where a container's devices are, resource by resource.
+    pub fn hints(&self, pod: &Pod, container: &Container, nodes: &[u32]) -> Vec<Hints> {
+        let wants = self.wants(container);
+        let state = self.state.lock();
+        let given = |name: &str| state.given.get(pod.uid())?.get(&container.name)?.get(name).cloned();
+        wants
+            .into_iter()
+            .map(|(name, wanted)| match given(&name) {
+                Some(given) if given.ids.len() != wanted => Some(Vec::new()),
+                // They are the container's already.
+                Some(given) => state.hints(&name, wanted, &given.ids, nodes),
+                None => state.hints(&name, wanted, &state.reusable(pod, &name), nodes),
+            })
+            .collect()
+    }
+
+    /// Where the devices of all of a pod's containers are.
+    pub fn pod_hints(&self, pod: &Pod, nodes: &[u32]) -> Vec<Hints> {
+        let total = resources::pod_total(pod, resources::limits);
+        let wants = total.into_iter().filter(|(name, count)| name.contains('/') && *count > 0);
+        let wants: Vec<_> = wants.filter(|(name, _)| self.knows(name)).collect();
+        let state = self.state.lock();
+        let hints = wants.into_iter().map(|(name, count)| {
+            let wanted = usize::try_from(count).unwrap_or(usize::MAX);
+            state.hints(&name, wanted, &state.reusable(pod, &name), nodes)
+        });
+        hints.collect()
+    }
+
+    /// Gives a container the devices it asks for, near to where all agreed on. The error is upstream's.
+    pub async fn allocate(
+        &self,
+        agent: &Agent,
+        pod: &Pod,
+        role: Role,
+        container: &Container,
+        agreed: Hint,
+    ) -> Result<(), String> {
+        let wants = self.wants(container);
+        if wants.is_empty() || role == Role::Ephemeral {
             return Ok(());
         }
-        let _turn = self.giving.lock().await;
-        if self.state.lock().given.contains_key(pod.uid()) {
-            return Ok(());
-        }
-        let mut reusable: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (role, container) in &containers {
-            for (name, wanted) in wants(container) {
-                let own = reusable.entry(name.clone()).or_default();
-                let given = match self.give(agent, &name, wanted, own).await {
-                    Ok(given) => given,
-                    Err(why) => {
-                        self.state.lock().given.remove(pod.uid());
-                        return Err(Verdict {
-                            reason: "UnexpectedAdmissionError".into(),
-                            message: format!(
-                                "Pod was rejected: Allocate failed due to {why}, which is unexpected"
-                            ),
-                            ..Verdict::default()
-                        });
-                    }
-                };
-                match role {
-                    Role::Init => own.extend(given.ids.iter().cloned()),
-                    _ => own.retain(|id| !given.ids.contains(id)),
+        for (name, wanted) in wants {
+            let reusable = {
+                let state = self.state.lock();
+                let of_pod = state.given.get(pod.uid());
+                if of_pod.and_then(|of_pod| of_pod.get(&container.name)?.get(&name)).is_some() {
+                    continue;
                 }
-                let mut state = self.state.lock();
-                let of_pod = state.given.entry(pod.uid().to_owned()).or_default();
-                of_pod.entry(container.name.clone()).or_default().insert(name, given);
-            }
+                state.reusable(pod, &name)
+            };
+            let given = self.give(agent, &name, wanted, &reusable, agreed).await?;
+            let mut state = self.state.lock();
+            let of_pod = state.given.entry(pod.uid().to_owned()).or_default();
+            of_pod.entry(container.name.clone()).or_default().insert(name, given);
         }
         self.save();
         Ok(())
@@ -191,11 +205,16 @@ impl Manager {
         name: &str,
         wanted: usize,
         reusable: &BTreeSet<String>,
+        agreed: Hint,
     ) -> Result<Given, String> {
-        let choice = self.state.lock().choose(name, wanted, reusable)?;
+        let choice = {
+            let state = self.state.lock();
+            let choice = state.choose(name, wanted, reusable)?;
+            state.narrow(name, wanted, choice, agreed.mask)
+        };
         let mut plugin = self.plugin(name)?;
         let mut preferred = Vec::new();
-        if plugin.options.get_preferred_allocation_available {
+        if plugin.options.get_preferred_allocation_available && choice.must.len() < wanted {
             let request = v1beta1::PreferredAllocationRequest {
                 container_requests: vec![v1beta1::ContainerPreferredAllocationRequest {
                     available_device_i_ds: choice.available.iter().cloned().collect(),

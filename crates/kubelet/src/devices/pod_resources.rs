@@ -10,6 +10,7 @@ use rpc::podresources::pod_resources_lister_server::{PodResourcesLister, PodReso
 use rpc::tonic::{Request, Response, Status, async_trait};
 
 use crate::agent::Agent;
+use crate::memory::table::Block;
 use crate::spec::{self, Role};
 
 /// The service.
@@ -23,6 +24,15 @@ fn topology(nodes: impl IntoIterator<Item = i64>) -> Option<v1::TopologyInfo> {
     let nodes: BTreeSet<i64> = nodes.into_iter().collect();
     (!nodes.is_empty())
         .then(|| v1::TopologyInfo { nodes: nodes.into_iter().map(|id| v1::NumaNode { id }).collect() })
+}
+
+fn memory(blocks: Vec<Block>) -> Vec<v1::ContainerMemory> {
+    let of = |block: Block| v1::ContainerMemory {
+        memory_type: block.kind,
+        size: block.size,
+        topology: topology(block.numa_affinity.into_iter().map(i64::from)),
+    };
+    blocks.into_iter().map(of).collect()
 }
 
 impl Lister {
@@ -49,7 +59,7 @@ impl Lister {
                 devices: devices.collect(),
                 cpu_ids: self.0.cpus.own(pod.uid(), &container.name).into_iter().map(i64::from).collect(),
                 name: container.name.clone(),
-                memory: Vec::new(),
+                memory: memory(self.0.memory.blocks(pod.uid(), &container.name)),
                 dynamic_resources: self.claims(pod, container),
             }
         });
@@ -110,7 +120,7 @@ impl PodResourcesLister for Lister {
         Ok(Response::new(v1::AllocatableResourcesResponse {
             devices: devices.collect(),
             cpu_ids: self.0.cpus.allocatable().into_iter().map(i64::from).collect(),
-            memory: Vec::new(),
+            memory: memory(self.0.memory.allocatable()),
         }))
     }
 

@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::prelude::*;
 use jiff::Timestamp;
 use rpc::deviceplugin::ContainerAllocateResponse;
+
+use crate::numa::{self, Hints, Mask};
+use crate::spec::{self, Role};
 
 /// How long the devices of a plugin that went away are still told of, in seconds, as upstream does.
 pub const GONE_SECONDS: i64 = 300;
@@ -15,6 +19,13 @@ pub struct Device {
     pub healthy: bool,
     /// NUMA nodes it is near to.
     pub nodes: Vec<i64>,
+}
+
+impl Device {
+    /// Its NUMA nodes.
+    fn mask(&self) -> Mask {
+        Mask::of(self.nodes.iter().filter_map(|node| u32::try_from(*node).ok()))
+    }
 }
 
 /// The devices of one plugin.
@@ -142,6 +153,57 @@ impl State {
         Ok(Choice { available, must })
     }
 
+    /// Devices that a pod's init containers have had and no later container has.
+    pub fn reusable(&self, pod: &Pod, name: &str) -> BTreeSet<String> {
+        let Some(of_pod) = self.given.get(pod.uid()) else { return BTreeSet::new() };
+        let (mut left, mut used) = (BTreeSet::new(), BTreeSet::new());
+        for (role, container) in spec::containers(pod) {
+            let Some(given) = of_pod.get(&container.name).and_then(|of| of.get(name)) else { continue };
+            let into = if role == Role::Init { &mut left } else { &mut used };
+            into.extend(given.ids.iter().cloned());
+        }
+        left.difference(&used).cloned().collect()
+    }
+
+    /// Where among all NUMA nodes so many devices are; `None` where the plugin does not say.
+    pub fn hints(&self, name: &str, wanted: usize, reusable: &BTreeSet<String>, all: &[u32]) -> Hints {
+        let resource = self.resources.get(name)?;
+        if resource.devices.values().map(Device::mask).all(Mask::is_empty) {
+            return None;
+        }
+        let Ok(choice) = self.choose(name, wanted, reusable) else { return Some(Vec::new()) };
+        let mut least = all.len() as u32;
+        let mut masks = Vec::new();
+        for mask in numa::combinations(all) {
+            let near = |device: &Device| !device.mask().and(mask).is_empty();
+            if resource.devices.values().filter(|device| near(device)).count() >= wanted {
+                least = least.min(mask.len());
+            }
+            let of = |id: &String| resource.devices.get(id);
+            let holds = reusable.iter().filter_map(of).all(|device| device.mask().is_empty() || near(device));
+            if holds && choice.available.iter().filter_map(of).filter(|device| near(device)).count() >= wanted
+            {
+                masks.push(mask);
+            }
+        }
+        numa::hints(masks, least)
+    }
+
+    /// Keeps a choice to devices of these NUMA nodes; where they are not enough, all of them are taken first.
+    pub fn narrow(&self, name: &str, wanted: usize, choice: Choice, mask: Option<Mask>) -> Choice {
+        let (Some(mask), Some(resource)) = (mask, self.resources.get(name)) else { return choice };
+        let near = |id: &&String| {
+            resource.devices.get(*id).is_some_and(|device| !device.mask().and(mask).is_empty())
+        };
+        let aligned: BTreeSet<String> =
+            choice.available.difference(&choice.must).filter(near).cloned().collect();
+        let missing = wanted.saturating_sub(choice.must.len());
+        if missing < aligned.len() {
+            return Choice { available: aligned.union(&choice.must).cloned().collect(), must: choice.must };
+        }
+        Choice { must: choice.must.union(&aligned).cloned().collect(), available: choice.available }
+    }
+
     /// Takes devices: what has to be, then what the plugin prefers, then those of the NUMA node with most.
     pub fn pick(&self, name: &str, wanted: usize, choice: &Choice, preferred: &[String]) -> BTreeSet<String> {
         let mut taken = choice.must.clone();
@@ -228,6 +290,22 @@ mod tests {
         let again = state.choose("x/y", 2, &ids(&["a"])).unwrap();
         assert_eq!(again.must, ids(&["a"]));
         assert_eq!(state.pick("x/y", 2, &again, &[]), ids(&["a", "b"]));
+        let near = |choice: Choice, wanted: usize, node: u32| {
+            state.narrow("x/y", wanted, choice, Some(Mask::of([node])))
+        };
+        let both = |choice: &Choice| (choice.available.clone(), choice.must.clone());
+        let choose = |wanted: usize| state.choose("x/y", wanted, &none).unwrap();
+        assert_eq!(both(&near(choose(1), 1, 1)), (ids(&["c", "d"]), none.clone()));
+        assert_eq!(both(&near(choose(2), 2, 0)), (ids(&["b", "c", "d"]), ids(&["b"])));
+        let masks = |wanted: usize| {
+            let hints = state.hints("x/y", wanted, &none, &[0, 1]).unwrap().into_iter();
+            hints.map(|hint| (hint.mask.unwrap().list(), hint.preferred)).collect::<Vec<_>>()
+        };
+        let pair = |mask: &str, preferred| (mask.to_owned(), preferred);
+        assert_eq!(masks(1), [pair("0", true), pair("1", true), pair("0-1", false)]);
+        assert_eq!(masks(2), [pair("1", true), pair("0-1", false)]);
+        assert_eq!(masks(3), [pair("0-1", false)]);
+        assert_eq!((masks(4).len(), state.hints("x/z", 1, &none, &[0, 1])), (0, None));
         let errors = [
             (
                 state.choose("x/y", 4, &none),

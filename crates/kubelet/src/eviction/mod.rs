@@ -26,6 +26,7 @@ use self::state::{Observation, Observations, State};
 use self::threshold::{Resource, Threshold};
 use crate::agent::Agent;
 use crate::cgroup;
+use crate::container_gc;
 use crate::image_gc;
 use crate::node::register;
 use crate::spec::{self, PodDirs, mark};
@@ -102,6 +103,7 @@ async fn look(agent: &Arc<Agent>, state: &mut State, images: &Path) -> Option<St
         format!("Attempting to reclaim {}", resource.name()),
     );
     if matches!(resource, Resource::EphemeralStorage | Resource::Inodes) {
+        container_gc::remove_unused(agent).await;
         image_gc::remove_unused(agent).await;
         if state::met(&config.thresholds, &observe(agent, images), true).is_empty() {
             return None;
@@ -131,11 +133,21 @@ fn end(
             .max(GRACE_SECONDS),
     };
     agent.counters.evicted(cause.signal.name());
-    condemn(agent, &chosen.pod, message, grace, true)
+    condemn(agent, &chosen.pod, message, grace, Some(rank::annotations(chosen, resource)))
 }
 
-fn condemn(agent: &Agent, pod: &Pod, message: String, grace: i64, disruption: bool) -> String {
-    agent.recorder.warning(pod, EVICTED, message.clone());
+/// Ends a pod; the annotations are those of a pod that goes for the node's sake.
+fn condemn(
+    agent: &Agent,
+    pod: &Pod,
+    message: String,
+    grace: i64,
+    for_node: Option<BTreeMap<String, String>>,
+) -> String {
+    let disruption = for_node.is_some();
+    let about = reconcile::object_reference(pod);
+    let annotations = for_node.unwrap_or_default();
+    agent.recorder.annotated(about, EventType::Warning, EVICTED, message.clone(), annotations);
     let verdict = Verdict { reason: EVICTED.into(), message, grace_seconds: Some(grace), disruption };
     agent.workers.condemn(pod.uid(), verdict);
     pod.uid().to_owned()
@@ -152,7 +164,7 @@ async fn end_excessive(agent: &Agent) -> Option<String> {
     for candidate in candidates(agent, limited).await {
         if let Some(message) = limits::violation(&candidate).filter(|_| candidate.may_go()) {
             agent.counters.evicted("ephemeralpodfs.limit");
-            last = Some(condemn(agent, &candidate.pod, message, GRACE_SECONDS, false));
+            last = Some(condemn(agent, &candidate.pod, message, GRACE_SECONDS, None));
         }
     }
     last

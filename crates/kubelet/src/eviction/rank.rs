@@ -1,6 +1,7 @@
 //! Who is to go, and what is said of it. Pure.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::prelude::*;
@@ -49,7 +50,9 @@ impl Candidate {
             Resource::Memory => sum(|c| c.memory),
             Resource::Pids => sum(|c| c.processes),
             Resource::EphemeralStorage => {
-                sum(|c| c.rootfs + c.logs) + self.volumes.iter().map(|(_, bytes, _)| bytes).sum::<i64>()
+                // What lies in memory is the containers' memory.
+                let on_disk = self.volumes.iter().filter(|(name, _, _)| !in_memory(&self.pod, name));
+                sum(|c| c.rootfs + c.logs) + on_disk.map(|(_, bytes, _)| bytes).sum::<i64>()
             }
             Resource::Inodes => {
                 sum(|c| c.inodes) + self.volumes.iter().map(|(_, _, files)| files).sum::<i64>()
@@ -101,6 +104,45 @@ fn quantity(resource: Resource, value: i64) -> String {
     }
 }
 
+/// Whether a volume's files lie in memory.
+fn in_memory(pod: &Pod, name: &str) -> bool {
+    let spec = spec::spec(pod);
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == name);
+    let medium = volume.and_then(|volume| volume.empty_dir.as_ref()?.medium.as_deref());
+    medium.is_some_and(|medium| !medium.is_empty())
+}
+
+/// What a container uses of what runs short, and what it has asked for; `None` where that is not told apart.
+fn of_container(candidate: &Candidate, usage: &ContainerUsage, resource: Resource) -> Option<(i64, i64)> {
+    let used = match resource {
+        Resource::Memory => usage.memory,
+        Resource::EphemeralStorage => usage.rootfs + usage.logs,
+        Resource::Inodes | Resource::Pids => return None,
+    };
+    let requested = spec::find(&candidate.pod, &usage.name)
+        .and_then(|(_, found)| resources::requests(&found).get(resource.name()).copied());
+    Some((used, requested.unwrap_or(0)))
+}
+
+/// What the event of a pod that goes carries for programs: who used more than asked for, and of what.
+pub fn annotations(candidate: &Candidate, resource: Resource) -> BTreeMap<String, String> {
+    let over: Vec<(&str, String)> = candidate
+        .containers
+        .iter()
+        .filter_map(|usage| {
+            let (used, requested) = of_container(candidate, usage, resource)?;
+            (used > requested).then(|| (usage.name.as_str(), quantity(resource, used)))
+        })
+        .collect();
+    let join = |of: fn(&(&str, String)) -> String| over.iter().map(of).collect::<Vec<_>>().join(",");
+    let mut annotations = BTreeMap::from([("starved_resource".to_owned(), resource.name().to_owned())]);
+    if !over.is_empty() {
+        annotations.insert("offending_containers".into(), join(|(name, _)| (*name).to_owned()));
+        annotations.insert("offending_containers_usage".into(), join(|(_, used)| used.clone()));
+    }
+    annotations
+}
+
 /// What is said of a pod that goes, in upstream's words.
 pub fn message(
     candidate: &Candidate,
@@ -124,14 +166,7 @@ pub fn message(
         ));
     }
     for container in &candidate.containers {
-        let used = match resource {
-            Resource::Memory => container.memory,
-            Resource::EphemeralStorage => container.rootfs + container.logs,
-            Resource::Inodes | Resource::Pids => continue,
-        };
-        let requested = spec::find(&candidate.pod, &container.name)
-            .and_then(|(_, found)| resources::requests(&found).get(resource.name()).copied())
-            .unwrap_or(0);
+        let Some((used, requested)) = of_container(candidate, container, resource) else { continue };
         if used > requested {
             message.push_str(&format!(
                 "Container {} was using {}, request is {}, has larger consumption of {}. ",
@@ -164,6 +199,31 @@ mod tests {
             ..ContainerUsage::default()
         };
         Candidate { pod: Arc::new(pod.unwrap()), containers: vec![usage], volumes: Vec::new() }
+    }
+
+    #[test]
+    fn what_programs_are_told() {
+        let told = |request: &str, resource| annotations(&candidate("a", 0, request, 20), resource);
+        let pairs = |list: &[(&str, &str)]| {
+            list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        let over = [
+            ("starved_resource", "memory"),
+            ("offending_containers", "c"),
+            ("offending_containers_usage", "20Mi"),
+        ];
+        assert_eq!(told("10Mi", Resource::Memory), pairs(&over));
+        assert_eq!(told("30Mi", Resource::Memory), pairs(&[("starved_resource", "memory")]));
+    }
+
+    #[test]
+    fn memory_is_no_storage() {
+        let mut with = candidate("a", 0, "0", 0);
+        let volumes = json!([{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}]);
+        let pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [], "volumes": volumes}});
+        with.pod = Arc::new(Pod::from_value(pod).unwrap());
+        with.volumes = vec![("m".into(), 100, 1), ("d".into(), 7, 1)];
+        assert_eq!(with.used(Resource::EphemeralStorage), 7);
     }
 
     #[test]

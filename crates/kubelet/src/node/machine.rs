@@ -131,7 +131,7 @@ impl Machine {
 }
 
 /// Bytes with the largest binary suffix that fits.
-fn binary(bytes: i64) -> String {
+pub(crate) fn binary(bytes: i64) -> String {
     match bytes {
         b if b % (1 << 30) == 0 => format!("{}Gi", b >> 30),
         b if b % (1 << 20) == 0 => format!("{}Mi", b >> 20),

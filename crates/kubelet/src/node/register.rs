@@ -161,6 +161,9 @@ pub fn reference(name: &str) -> ObjectReference {
 
 /// Why no pods can run here now.
 async fn not_ready(agent: &Agent) -> Option<String> {
+    if agent.is_shutting_down() {
+        return Some(crate::shutdown::NOT_READY.into());
+    }
     match agent.runtime.info().await {
         Ok(info) if !info.runtime_ready => Some(format!(
             "container runtime not ready: RuntimeReady=false reason:RuntimeNotReady message:{}",

@@ -48,7 +48,7 @@ pub struct Options {
 }
 
 /// Undoes percent encoding.
-fn decode(text: &str) -> String {
+pub(super) fn decode(text: &str) -> String {
     let mut out = Vec::new();
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

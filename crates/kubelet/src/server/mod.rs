@@ -3,6 +3,7 @@
 
 mod access;
 pub mod logs;
+mod node_logs;
 mod stats;
 
 pub use access::{Gate, Peer};
@@ -153,15 +154,29 @@ async fn route(
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     match parts[..] {
         ["healthz"] if reading => text(StatusCode::OK, "ok"),
-        ["pods" | "runningpods"] if reading => json(&pods(agent)),
+        ["pods"] if reading => json(&pods(agent)),
+        ["runningpods"] if reading => match running_pods(agent).await {
+            Ok(list) => json(&list),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        },
+        ["logs", ..] if reading => {
+            if !agent.config.system_logs {
+                return text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n");
+            }
+            let name = path.trim_start_matches('/').strip_prefix("logs").unwrap_or_default();
+            let name = logs::decode(name.trim_start_matches('/').trim_end_matches('/'));
+            let query = request.uri().query().unwrap_or_default();
+            node_logs::serve(&name, query, agent.config.system_log_query).await
+        }
+        ["debug", "flags", "v"] => verbosity(agent, request).await,
         ["configz"] if reading => json(&crate::configuration::effective(&agent.config)),
         ["metrics"] if reading => stats::metrics(agent).await,
         ["metrics", "resource"] if reading => stats::resource_metrics(agent).await,
         ["metrics", "cadvisor"] if reading => stats::container_metrics(agent).await,
         ["metrics", "probes"] if reading => stats::probe_metrics(agent),
         ["stats", "summary"] => stats::summary(agent, request.uri().query().unwrap_or_default()).await,
-        ["checkpoint", ..] if *request.method() == Method::POST => {
-            text(StatusCode::NOT_FOUND, "checkpointing is not available: the container runtime cannot do it")
+        ["checkpoint", namespace, pod, container] if *request.method() == Method::POST => {
+            checkpoint(agent, namespace, pod, container)
         }
         ["containerLogs", namespace, pod, container] if reading => {
             container_logs(agent, namespace, pod, container, request.uri().query().unwrap_or_default()).await
@@ -177,6 +192,70 @@ async fn route(
         }
         _ => text(StatusCode::NOT_FOUND, "404 page not found"),
     }
+}
+
+/// Longest body of a request that sets a number.
+const NUMBER_BYTES_MAX: usize = 64;
+
+/// Sets how much is logged.
+async fn verbosity(agent: &Agent, request: Request<Incoming>) -> Response<Body> {
+    use http_body_util::{BodyExt, Limited};
+    if *request.method() != Method::PUT {
+        return text(StatusCode::NOT_ACCEPTABLE, "unsupported http method\n");
+    }
+    let Ok(bytes) = Limited::new(request.into_body(), NUMBER_BYTES_MAX).collect().await else {
+        return text(StatusCode::BAD_REQUEST, "error reading request body\n");
+    };
+    let bytes = bytes.to_bytes();
+    let asked = String::from_utf8_lossy(&bytes);
+    let level =
+        asked.parse::<i32>().map_err(|_| format!("strconv.ParseInt: parsing {asked:?}: invalid syntax"));
+    let set = match (&agent.config.verbosity, level) {
+        (_, Err(why)) => Err(why),
+        (Some(set), Ok(level)) => set(level),
+        (None, Ok(_)) => Err("this kubelet's log level is its caller's".into()),
+    };
+    match set {
+        Ok(()) => text(StatusCode::OK, format!("successfully set klog.logging.verbosity to {asked}")),
+        Err(why) => {
+            let message = format!("failed set klog.logging.verbosity {asked}: {why}\n");
+            text(StatusCode::BAD_REQUEST, message)
+        }
+    }
+}
+
+/// No runtime of Ferry's can write a container down: after the checks of upstream's the answer is its.
+fn checkpoint(agent: &Agent, namespace: &str, name: &str, container: &str) -> Response<Body> {
+    let Some(pod) = find_pod(agent, namespace, name) else {
+        return text(StatusCode::NOT_FOUND, "pod does not exist");
+    };
+    if crate::spec::find(&pod, container).is_none() {
+        return text(StatusCode::NOT_FOUND, format!("container {container} does not exist"));
+    }
+    let why = "rpc error: code = Unimplemented desc = method CheckpointContainer not implemented";
+    let message = format!("checkpointing of {namespace}/{name}/{container} failed ({why})");
+    text(StatusCode::INTERNAL_SERVER_ERROR, message)
+}
+
+/// The pods that the runtime runs, as far as it knows them.
+async fn running_pods(agent: &Agent) -> cri::Result<serde_json::Value> {
+    let running = cri::ContainerFilter { state: Some(ContainerState::Running), ..Default::default() };
+    let every = PodSandboxFilter::default();
+    let (sandboxes, containers) =
+        tokio::try_join!(agent.runtime.list_pod_sandboxes(&every), agent.runtime.list_containers(&running))?;
+    let items: Vec<_> = sandboxes
+        .iter()
+        .filter(|sandbox| sandbox.state == cri::PodSandboxState::Ready)
+        .map(|sandbox| {
+            let own = containers.iter().filter(|container| container.sandbox_id == sandbox.id);
+            let own: Vec<_> = own
+                .map(|c| serde_json::json!({"name": c.name, "image": c.image_id, "resources": {}}))
+                .collect();
+            serde_json::json!({"metadata": {"name": sandbox.name, "namespace": sandbox.namespace,
+                "uid": sandbox.uid}, "spec": {"containers": own}, "status": {}})
+        })
+        .collect();
+    Ok(serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
 /// The pods of this node as a list.

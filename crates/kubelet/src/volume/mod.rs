@@ -1,6 +1,7 @@
 //! Volumes of pods: made before the sandbox, kept current while the pod runs, taken away at its end.
 
 pub mod atomic;
+pub mod medium;
 pub mod mount;
 pub mod payload;
 pub mod token;
@@ -18,12 +19,13 @@ use jiff::Timestamp;
 use stdx::Clock;
 
 use self::atomic::{File, Payload};
+use self::medium::Medium;
 use self::payload::{DEFAULT_MODE, config_map_data, of_data, of_downward, secret_data};
 use self::token::Tokens;
+use crate::counters::Counters;
 use crate::csi::volume::{CsiVolumes, Ready};
 use crate::env::Facts;
 use crate::references::References;
-use crate::resources;
 use crate::security;
 use crate::spec::{self, PodDirs};
 
@@ -71,6 +73,7 @@ pub struct Volumes {
     /// Volumes of drivers.
     pub csi: CsiVolumes,
     clock: Arc<dyn Clock>,
+    counters: Arc<Counters>,
 }
 
 /// One volume being made.
@@ -84,8 +87,15 @@ struct Job<'a> {
 
 impl Volumes {
     /// A maker of volumes.
-    pub fn new(client: Client, references: Arc<References>, clock: Arc<dyn Clock>, csi: CsiVolumes) -> Self {
-        Volumes { csi, tokens: Tokens::new(client.clone(), clock.clone()), client, references, clock }
+    pub fn new(
+        client: Client,
+        references: Arc<References>,
+        clock: Arc<dyn Clock>,
+        csi: CsiVolumes,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let tokens = Tokens::new(client.clone(), clock.clone());
+        Volumes { csi, tokens, client, references, clock, counters }
     }
 
     /// Makes every volume of a pod, or brings it up to date.
@@ -94,7 +104,10 @@ impl Volumes {
         let spec = spec::spec(pod);
         for volume in spec.volumes.iter().flatten() {
             let mut job = Job { volumes: self, pod, dirs, facts, refresh_at: None };
+            let began = self.clock.instant();
             let source = job.make(volume).await;
+            let took = self.clock.instant().duration_since(began);
+            self.counters.mounted(plugin_of(volume), took, source.is_err());
             let source = source.map_err(|message| Error { volume: volume.name.clone(), message })?;
             mounted.sources.insert(volume.name.clone(), source);
             mounted.refresh_at = match (mounted.refresh_at, job.refresh_at) {
@@ -116,6 +129,24 @@ impl Volumes {
         self.tokens.release(pod_uid);
         mount::remove_tree(&dirs.root)
     }
+}
+
+/// Name of the plugin that makes a volume.
+fn plugin_of(volume: &Volume) -> &'static str {
+    let sources = [
+        (volume.config_map.is_some(), "kubernetes.io/configmap"),
+        (volume.secret.is_some(), "kubernetes.io/secret"),
+        (volume.downward_api.is_some(), "kubernetes.io/downward-api"),
+        (volume.projected.is_some(), "kubernetes.io/projected"),
+        (volume.host_path.is_some(), "kubernetes.io/host-path"),
+        (volume.image.is_some(), "kubernetes.io/image"),
+        (volume.csi.is_some(), "kubernetes.io/csi"),
+        (
+            volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some(),
+            "kubernetes.io/persistent-claim",
+        ),
+    ];
+    sources.into_iter().find(|(is, _)| *is).map_or("kubernetes.io/empty-dir", |(_, name)| name)
 }
 
 fn message(error: impl std::fmt::Display) -> String {
@@ -189,15 +220,14 @@ impl Job<'_> {
         limit: Option<&Quantity>,
         mode: Option<i32>,
     ) -> Result<Source, String> {
+        let medium = medium::medium(self.pod, medium.unwrap_or_default(), limit, &self.facts.allocatable)?;
         let path = self.dirs.volume("kubernetes.io/empty-dir", name);
         let fresh = !path.exists();
         fs::create_dir_all(&path).map_err(message)?;
-        let in_memory = medium.is_some_and(|medium| medium == "Memory");
-        if in_memory {
-            mount::tmpfs(&path, limit.map_or(0, |limit| resources::amount("memory", limit)))
-                .map_err(message)?;
-        } else if let Some(other) = medium.filter(|medium| !medium.is_empty()) {
-            return Err(format!("storage medium {other:?} is not supported on this node"));
+        match medium {
+            Medium::Disk => {}
+            Medium::Memory(bytes) => mount::tmpfs(&path, bytes).map_err(message)?,
+            Medium::HugePages(size) => mount::huge_pages(&path, size).map_err(message)?,
         }
         if fresh {
             let mode = mode.map_or(0o777, |mode| mode as u32 & 0o7777);

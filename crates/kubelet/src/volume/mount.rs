@@ -32,6 +32,17 @@ pub fn tmpfs(path: &Path, size: i64) -> io::Result<()> {
     Ok(())
 }
 
+/// Mounts a file system of huge pages of `size` bytes.
+pub fn huge_pages(path: &Path, size: i64) -> io::Result<()> {
+    if is_mountpoint(path) {
+        return Ok(());
+    }
+    let options = format!("pagesize={size}");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    nix::mount::mount(Some("nodev"), path, Some("hugetlbfs"), flags, Some(options.as_str()))?;
+    Ok(())
+}
+
 /// Unmounts everything below `root`, deepest first.
 pub fn unmount_below(root: &Path) -> io::Result<()> {
     for path in mounts_below(root)?.into_iter().rev() {

@@ -75,13 +75,19 @@ impl Worker {
     pub(super) async fn fail_pod(&mut self, want: &Desired, observed: &Observed) -> Next {
         let pod = &want.pod;
         let grace = self.verdict.as_ref().and_then(|verdict| verdict.grace_seconds);
-        if self.stop_everything(pod, observed, grace.unwrap_or_else(|| spec::grace_period_seconds(pod))) {
+        let over =
+            self.stop_everything(pod, observed, grace.unwrap_or_else(|| spec::grace_period_seconds(pod)));
+        if over {
             self.context.agent.discharge(pod.uid());
             if !self.clean(pod, observed).await {
                 return Next::default().at(self.after(RETRY));
             }
         }
-        self.report(pod, observed, true, Next::default()).await
+        let next = self.report(pod, observed, true, Next::default()).await;
+        if over && next.at.is_none() {
+            self.context.agent.note_end(pod.uid());
+        }
+        next
     }
 
     /// The pod ended earlier; only what may be left of it is taken away.

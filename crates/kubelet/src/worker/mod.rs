@@ -33,6 +33,7 @@ use crate::plan::{self, BackOff};
 use crate::resources;
 use crate::spec::{self, PodDirs, Role, mark};
 use crate::status::{self, Inputs, Verdict};
+use crate::userns;
 use crate::volume::Mounted;
 
 /// Wait after a failure of the API, the runtime or a volume.
@@ -146,7 +147,15 @@ impl Worker {
     async fn run(mut self, mut desired: watch::Receiver<Desired>) {
         loop {
             let want = desired.borrow_and_update().clone();
+            let began = self.context.agent.clock.instant();
+            let operation = match (want.gone || want.pod.is_terminating(), self.reported.is_some()) {
+                (true, _) => "terminating",
+                (false, true) => "sync",
+                (false, false) => "create",
+            };
             let next = self.sync(&want).await;
+            let took = self.context.agent.clock.instant().duration_since(began);
+            self.context.agent.counters.worked(operation, took);
             if next.over {
                 break;
             }
@@ -164,7 +173,7 @@ impl Worker {
         let uid = desired.borrow().pod.uid().to_owned();
         self.context.agent.discharge(&uid);
         self.context.agent.images.release(&uid);
-        self.context.agent.workers.0.lock().remove(&uid);
+        self.context.agent.forget(&uid);
         self.abort_all();
     }
 
@@ -241,8 +250,11 @@ impl Worker {
         let runtime = &self.context.agent.runtime;
         let sandboxes = PodSandboxFilter { labels: labels.clone(), ..PodSandboxFilter::default() };
         let containers = ContainerFilter { labels, ..ContainerFilter::default() };
+        let agent = &self.context.agent;
+        let began = agent.clock.instant();
         let (sandboxes, containers) =
             tokio::try_join!(runtime.list_pod_sandboxes(&sandboxes), runtime.list_containers(&containers))?;
+        agent.counters.listed(agent.clock.instant().duration_since(began), agent.clock.now());
         Ok(Observed::new(sandboxes, containers))
     }
 
@@ -269,7 +281,7 @@ impl Worker {
             return;
         }
         let admitted = match agent.admit(pod) {
-            Ok(()) => agent.give_devices(pod).await,
+            Ok(()) => agent.apportion(pod).await,
             refused => refused,
         };
         if let Err(verdict) = admitted {
@@ -488,6 +500,12 @@ impl Worker {
         let mut config = make::sandbox(pod, &agent.config, &self.dirs, attempt, &node_file);
         let made = async {
             config.runtime_handler = agent.runtime_handler(pod).await?;
+            if userns::has_own(pod) {
+                if let Some(why) = userns::unsupported(&agent.runtime_info, &config.runtime_handler) {
+                    return Err(why);
+                }
+                config.security.namespaces.user_ids = Some(agent.users.give(pod.uid())?);
+            }
             agent.runtime.run_pod_sandbox(config).await.map_err(|error| error.to_string())
         };
         if let Err(error) = made.await {
@@ -525,7 +543,9 @@ impl Worker {
         };
         let pids = agent.config.pod_pids_limit.max(0);
         let own = cgroup::Values { pids, ..resources::pod_values(pod) };
-        let mut made = cgroup::apply(mount, &path, own);
+        let huge = resources::pod_huge_pages(pod, agent.machine.huge_pages.iter().map(|(size, _)| *size));
+        let mut made =
+            cgroup::apply(mount, &path, own).and_then(|()| cgroup::limit_huge_pages(mount, &path, &huge));
         if let (true, Some((parent, _))) = (class != resources::Qos::Guaranteed, path.rsplit_once('/')) {
             made = made.and_then(|()| cgroup::apply(mount, parent, of_class));
         }
@@ -561,6 +581,10 @@ impl Worker {
             .await
         {
             Ok(_) => {
+                let running = |status: &PodStatus| status.phase.as_deref() == Some("Running");
+                if running(&new) && !running(&old) {
+                    self.note_start(&pod);
+                }
                 self.reported = Some(new);
                 next
             }
@@ -574,6 +598,15 @@ impl Worker {
                 next.at(self.after(RETRY))
             }
         }
+    }
+
+    /// The pod runs now: how long that took.
+    fn note_start(&self, pod: &Pod) {
+        let agent = &self.context.agent;
+        let now = agent.clock.now();
+        let since = |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or(Duration::ZERO);
+        let created = pod.metadata.creation_timestamp.as_ref().map_or(self.start_time, |time| time.0);
+        agent.counters.pod_runs(since(self.start_time), since(created), agent.images.pulling(pod.uid()));
     }
 
     /// The pod with the status as it was last sent: the watch may still be behind. Conditions that others

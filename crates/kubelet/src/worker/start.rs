@@ -162,8 +162,13 @@ impl Job {
             log_rotation: agent.config.log_rotation,
             swap: agent.swap,
             cpus: cpus.clone(),
+            memory_nodes: agent.memory.nodes(self.pod.uid(), &self.start.name),
         });
         let mut config = config.map_err(config_error)?;
+        let sizes = agent.machine.huge_pages.iter().map(|(size, _)| *size);
+        let huge = &mut config.resources.hugepage_limits;
+        *huge = crate::resources::huge_page_limits(huge, sizes);
+        config.security.namespaces.user_ids = agent.users.of(self.pod.uid());
         agent.devices.fit(self.pod.uid(), &mut config);
         agent.dra.fit(&self.pod, container, &mut config).map_err(config_error)?;
         let ready = agent.devices.before_start(self.pod.uid(), &self.start.name).await;

@@ -4,6 +4,7 @@ pub mod job;
 mod placement;
 pub mod pod;
 pub mod rules;
+mod users;
 pub mod warnings;
 pub mod workload;
 

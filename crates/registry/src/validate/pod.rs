@@ -592,6 +592,7 @@ fn security(spec: &Value, at: &str, errors: &mut Vec<FieldError>) {
         user_id(group, &format!("{at}.securityContext.supplementalGroups[{i}]"), errors);
     }
     sysctls(spec, at, errors);
+    super::users::own_users(spec, at, errors);
     if spec["hostPID"] == true && spec["shareProcessNamespace"] == true {
         errors.push(FieldError::invalid(
             format!("{at}.shareProcessNamespace"),
