@@ -22,15 +22,21 @@ use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::node::{lease, register};
 use crate::plugins::{self, Handlers};
-use crate::references::References;
+use crate::references::{Changed, References};
 use crate::server::Server;
 use crate::spec::{PodDirs, mark};
-use crate::volume::Volumes;
+use crate::volume::certificate::Certificates;
+use crate::volume::trust::TrustBundles;
+use crate::volume::{self, Volumes};
 use crate::worker;
 
 /// Pauses between tries to report the volumes in use.
 const REPORT_RETRY: stdx::Backoff =
     stdx::Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(30) };
+
+/// Pauses between tries to clean up after a pod that is gone: its driver may have to come back first.
+const ORPHAN_RETRY: stdx::Backoff =
+    stdx::Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(60) };
 
 /// The kubelet could not start.
 #[derive(Debug, thiserror::Error)]
@@ -158,22 +164,35 @@ impl Kubelet {
             .get_scoped::<Pod>(Scope { field_selector: format!("spec.nodeName={name}"), ..Scope::default() });
         let workers = Arc::new(Workers::default());
         let woken = workers.clone();
+        let changed: Changed = Arc::new(move |uid: &str| woken.kick_stale(uid));
         let references = Arc::new(References::new(
             self.client.clone(),
             self.random.clone(),
-            Arc::new(move |uid: &str| woken.kick_stale(uid)),
+            changed.clone(),
             cancel.clone(),
         ));
-        let (attached, in_use) = follow_attachments(&self.client, name, &node, cancel);
-        let root = &self.config.root_dir;
-        let csi = CsiVolumes::new(self.client.clone(), name, root, self.clock.clone(), attached, in_use);
-        csi.reconstruct();
         let sink = EventSink::start(self.clock.clone(), cancel.clone());
+        let recorder = sink.recorder(self.client.clone(), "kubelet", name);
+        let attachments = follow_attachments(&self.client, name, &node, cancel);
+        let (client, clock, root) = (self.client.clone(), self.clock.clone(), &self.config.root_dir);
+        let csi = CsiVolumes::new(client, name, root, clock.clone(), recorder.clone(), attachments);
+        csi.reconstruct();
+        let (client, all) = (self.client.clone(), informers.clone());
+        let certificates = Certificates::new(client.clone(), name, clock.clone(), all, changed.clone());
+        let volumes = Volumes::new(volume::Parts {
+            client,
+            root: root.clone(),
+            references: references.clone(),
+            certificates,
+            trust: TrustBundles::new(informers.clone(), changed),
+            csi,
+            clock,
+        });
         let agent = Arc::new(Agent {
             runtime_info: info,
             machine: Machine::read(&self.config, &runtime_version),
-            recorder: sink.recorder(self.client.clone(), "kubelet", name),
-            volumes: Volumes::new(self.client.clone(), references.clone(), self.clock.clone(), csi),
+            recorder,
+            volumes,
             images: Images::new(
                 self.images.clone(),
                 self.clock.clone(),
@@ -306,17 +325,32 @@ async fn remove_orphans(agent: &Arc<Agent>, pods: &Informer<Pod>) {
         if wanted.contains(&uid) || agent.workers.0.lock().contains_key(&uid) {
             continue;
         }
-        let stand_in = Pod {
-            metadata: ObjectMeta { uid: Some(uid.clone()), ..ObjectMeta::default() },
-            ..Pod::default()
+        // Each by itself: a driver that hangs, or has not come back, holds up its own volumes only.
+        tokio::spawn(remove_orphan(agent.clone(), uid));
+    }
+}
+
+/// Takes away what an earlier life of this kubelet left of a pod's volumes, however often it takes.
+async fn remove_orphan(agent: Arc<Agent>, uid: String) {
+    let stand_in =
+        Pod { metadata: ObjectMeta { uid: Some(uid.clone()), ..ObjectMeta::default() }, ..Pod::default() };
+    let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &stand_in);
+    let mut failures = 0;
+    loop {
+        let outcome = match agent.volumes.unpublish(&dirs).await {
+            Ok(()) => {
+                let (agent, uid, dirs) = (agent.clone(), uid.clone(), dirs.clone());
+                let tearing = tokio::task::spawn_blocking(move || agent.volumes.tear_down(&uid, &dirs));
+                tearing.await.map_err(|e| e.to_string()).and_then(|torn| torn.map_err(|e| e.to_string()))
+            }
+            Err(error) => Err(error),
         };
-        let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &stand_in);
-        if let Err(error) = agent.volumes.unpublish(&dirs).await {
-            tracing::warn!(uid, error, "a volume of an orphaned pod is left mounted");
-            continue;
-        }
-        if let Err(error) = agent.volumes.tear_down(&uid, &dirs) {
-            tracing::warn!(uid, %error, "the directory of an orphaned pod could not be removed");
-        }
+        let Err(error) = outcome else {
+            tracing::info!(uid, "what was left of an orphaned pod has been cleaned up");
+            return;
+        };
+        failures += 1;
+        tracing::warn!(uid, error, "orphaned pod found, but volumes are not cleaned up");
+        tokio::time::sleep(ORPHAN_RETRY.delay(failures)).await;
     }
 }

@@ -58,7 +58,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("build", &["cri", "image"]),
     ("streaming", &["client", "cri"]),
     ("cri-socket", &["client", "rpc", "cri", "streaming"]),
-    ("kubelet", &["stdx", "meta", "api", "client", "reconcile", "cri", "streaming", "rpc", "volumes"]),
+    (
+        "kubelet",
+        &["stdx", "meta", "certificate", "api", "client", "reconcile", "cri", "streaming", "rpc", "volumes"],
+    ),
     ("net", &["stdx", "cri"]),
     ("proxy", &["stdx", "meta", "api", "client", "reconcile", "net"]),
     ("dns", &["stdx", "meta", "api", "client", "reconcile"]),
