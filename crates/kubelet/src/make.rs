@@ -442,7 +442,7 @@ mod tests {
         let dirs = PodDirs::new(Path::new("/k"), Path::new("/l"), &pod);
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let device = Source::Device { path: "/link".into(), read_only: true };
-        let mut volumes =
+        let volumes =
             HashMap::from([("v".to_owned(), Source::Path("/vol".into())), ("b".to_owned(), device)]);
         let sub_paths = HashMap::from([(1, PathBuf::from("/sub"))]);
         let parts = |volumes| Parts {
@@ -485,9 +485,15 @@ mod tests {
         assert_eq!(made.log_path, Path::new("c/3.log"));
         let given = &made.devices[0];
         assert_eq!((given.host_path.as_path(), given.permissions.as_str()), (Path::new("/link"), "r"));
-        assert!(super::container(parts(&HashMap::new())).unwrap_err().contains("cannot find volume \"v\""));
-        volumes.remove("b");
-        let error = super::container(parts(&volumes)).unwrap_err();
+        let without = |name: &str| {
+            let mut fewer = volumes.clone();
+            fewer.remove(name);
+            fewer
+        };
+        let fewer = without("v");
+        assert!(super::container(parts(&fewer)).unwrap_err().contains("cannot find volume \"v\""));
+        let fewer = without("b");
+        let error = super::container(parts(&fewer)).unwrap_err();
         assert_eq!(error, "cannot find volume \"b\" to pass into container \"c\"");
     }
 }

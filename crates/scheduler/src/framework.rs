@@ -5,7 +5,9 @@ use std::ops::BitOr;
 
 use crate::cache::Cache;
 use crate::node_info::NodeInfo;
-use crate::plugins::{inter_pod_affinity, topology_spread, volume_binding, volume_restrictions};
+use crate::plugins::{
+    inter_pod_affinity, node_volume_limits, topology_spread, volume_binding, volume_restrictions,
+};
 use crate::pod_info::PodInfo;
 
 /// Best score of one plugin.
@@ -98,6 +100,8 @@ pub struct CycleState {
     pub claims: volume_binding::State,
     /// Claims of the pod that one pod at a time may use.
     pub exclusive: volume_restrictions::State,
+    /// Volumes of drivers that the pod would bring to a node.
+    pub limits: node_volume_limits::State,
     /// The plugin that wants no node at all, and why.
     pub rejected: Option<(usize, String)>,
     /// Bits of plugins that have nothing to filter.

@@ -4,6 +4,7 @@ pub mod atomic;
 pub mod certificate;
 mod claim;
 pub mod device;
+pub mod figures;
 mod job;
 pub mod loops;
 pub mod mount;

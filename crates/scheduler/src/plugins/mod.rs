@@ -8,6 +8,7 @@ pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod node_volume_limits;
 pub mod scheduling_gates;
 pub mod taint_toleration;
 pub mod topology_spread;
@@ -17,7 +18,7 @@ pub mod volume_restrictions;
 use crate::framework::Plugin;
 
 /// The plugins in the order in which they filter: cheap ones first.
-pub static PLUGINS: [Plugin; 12] = [
+pub static PLUGINS: [Plugin; 13] = [
     node_unschedulable::PLUGIN,
     node_name::PLUGIN,
     taint_toleration::PLUGIN,
@@ -25,6 +26,7 @@ pub static PLUGINS: [Plugin; 12] = [
     node_ports::PLUGIN,
     node_resources_fit::PLUGIN,
     volume_restrictions::PLUGIN,
+    node_volume_limits::PLUGIN,
     volume_binding::PLUGIN,
     topology_spread::PLUGIN,
     inter_pod_affinity::PLUGIN,
