@@ -29,8 +29,10 @@ mod statefulset;
 mod storage;
 mod typed;
 mod volumes;
+mod volumes_block;
 mod volumes_claims;
 mod volumes_csi;
+mod volumes_projected;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
@@ -59,6 +61,8 @@ fn main() -> std::process::ExitCode {
         volumes::cases(),
         volumes_claims::cases(),
         volumes_csi::cases(),
+        volumes_block::cases(),
+        volumes_projected::cases(),
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),
