@@ -23,7 +23,9 @@ pub fn gvr(resource: &str) -> Gvr {
         "flowschemas" | "prioritylevelconfigurations" => ("flowcontrol.apiserver.k8s.io", "v1"),
         "customresourcedefinitions" => ("apiextensions.k8s.io", "v1"),
         "tokenreviews" => ("authentication.k8s.io", "v1"),
-        "certificatesigningrequests" | "clustertrustbundles" => ("certificates.k8s.io", "v1"),
+        "certificatesigningrequests" | "clustertrustbundles" | "podcertificaterequests" => {
+            ("certificates.k8s.io", "v1")
+        }
         "certificaterevocations" => ("auth.ferry.dev", "v1"),
         "roles" | "rolebindings" | "clusterroles" | "clusterrolebindings" => {
             ("rbac.authorization.k8s.io", "v1")

@@ -181,7 +181,7 @@ impl Job<'_> {
 
     /// The device of a volume that is no driver's.
     async fn block(
-        &self,
+        &mut self,
         name: &str,
         spec: &PersistentVolumeSpec,
         read_only: bool,
@@ -199,7 +199,12 @@ impl Job<'_> {
         });
         let mapped = mapping.await.map_err(message).and_then(|mapped| mapped.map_err(message));
         let failed = |why| Problem::during("FailedMapVolume", "MapVolume.MapPodDevice", name, why);
-        Ok(Source::Device { path: mapped.map_err(failed)?, read_only })
+        let path = mapped.map_err(failed)?;
+        if device::is_loop(&self.volumes.root, LOCAL, name) {
+            // Its file may become longer, and nobody tells.
+            self.look_again(self.volumes.clock.now() + RETRY);
+        }
+        Ok(Source::Device { path, read_only })
     }
 }
 

@@ -26,6 +26,11 @@ fn loop_mark(root: &Path, plugin: &str, volume: &str) -> PathBuf {
     root.join("plugins").join(plugin).join("volumeDevices").join(format!("{volume}.loop"))
 }
 
+/// Whether a volume is a file behind a loop device.
+pub fn is_loop(root: &Path, plugin: &str, volume: &str) -> bool {
+    loop_mark(root, plugin, volume).exists()
+}
+
 /// The device behind a path of the node: itself, or a loop device on a file. Blocks.
 pub fn open(root: &Path, plugin: &str, volume: &str, path: &Path) -> io::Result<PathBuf> {
     let kind = fs::metadata(path)?.file_type();

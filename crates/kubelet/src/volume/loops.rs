@@ -16,9 +16,10 @@ const CONFIG_BYTES: usize = 304;
 /// Others take loop devices too: how often one that was free a moment ago may be gone.
 const TRIES_MAX: usize = 16;
 
-/// The loop device of a file, made if there is none.
+/// The loop device of a file, as large as the file is now; made if there is none.
 pub fn attach(file: &Path) -> io::Result<PathBuf> {
     if let Some(known) = of(file) {
+        refresh(&known)?;
         return Ok(known);
     }
     let backing = OpenOptions::new().read(true).write(true).open(file)?;
