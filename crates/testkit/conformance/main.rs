@@ -33,6 +33,7 @@ mod volumes_block;
 mod volumes_claims;
 mod volumes_csi;
 mod volumes_projected;
+mod volumes_snapshots;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
@@ -63,6 +64,7 @@ fn main() -> std::process::ExitCode {
         volumes_csi::cases(),
         volumes_block::cases(),
         volumes_projected::cases(),
+        volumes_snapshots::cases(),
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),

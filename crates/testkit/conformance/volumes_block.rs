@@ -37,14 +37,14 @@ impl Drop for Disk {
 }
 
 /// A pod that has a claim as the device `/dev/xvda`.
-fn device_user(name: &str, claim: &str, script: &str) -> Value {
+pub(crate) fn device_user(name: &str, claim: &str, script: &str) -> Value {
     pod(name, script, |spec| {
         spec["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]);
         spec["containers"][0]["volumeDevices"] = json!([{"name": "data", "devicePath": "/dev/xvda"}]);
     })
 }
 
-fn block_claim(name: &str, class: &str) -> Value {
+pub(crate) fn block_claim(name: &str, class: &str) -> Value {
     claim(name, "1Mi", |c| {
         c["spec"]["storageClassName"] = class.into();
         c["spec"]["volumeMode"] = "Block".into();
@@ -72,8 +72,8 @@ fn local(s: &Scope<'_>, path: &str) -> anyhow::Result<Value> {
     Ok(json!({"local": {"path": path}, "nodeAffinity": {"required": {"nodeSelectorTerms": [on]}}}))
 }
 
-const WRITE: &str = "test -b /dev/xvda && printf hello | dd of=/dev/xvda conv=notrunc 2>/dev/null";
-const READ: &str = "dd if=/dev/xvda bs=5 count=1 2>/dev/null";
+pub(crate) const WRITE: &str = "test -b /dev/xvda && printf hello | dd of=/dev/xvda conv=notrunc 2>/dev/null";
+pub(crate) const READ: &str = "dd if=/dev/xvda bs=5 count=1 2>/dev/null";
 
 /// The links and mounts of a block volume on the node.
 fn traces(s: &Scope<'_>, volume: &str) -> Vec<PathBuf> {

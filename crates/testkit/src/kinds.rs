@@ -37,6 +37,9 @@ pub fn gvr(resource: &str) -> Gvr {
         | "mutatingadmissionpolicybindings"
         | "validatingadmissionpolicies"
         | "validatingadmissionpolicybindings" => ("admissionregistration.k8s.io", "v1"),
+        "volumesnapshots" | "volumesnapshotcontents" | "volumesnapshotclasses" => {
+            ("snapshot.storage.k8s.io", "v1")
+        }
         _ => ("", "v1"),
     };
     Gvr { group: group.into(), version: version.into(), resource: resource.to_owned().into() }
