@@ -10,11 +10,11 @@ use testkit::csi::Driver;
 use testkit::pods::pod;
 use testkit::{Cluster, Scope};
 
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
+fn wait(s: &Scope<'_>, what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(40);
     while !done() {
         assert!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
+        s.pause(Duration::from_millis(50));
     }
 }
 
@@ -68,25 +68,25 @@ fn volumes_outlive_the_kubelet_and_orphans_do_not() -> anyhow::Result<()> {
     // The driver is away when the kubelet comes back.
     drop(driver);
     cluster.crash_and_restart()?;
-    std::thread::sleep(Duration::from_secs(1));
+    let s = cluster.scope(&namespace);
+    s.pause(Duration::from_secs(1));
     assert!(own.join("vol_data.json").exists(), "nothing is forgotten before the driver has undone it");
     let driver = Driver::start(name, &state, &data.join("kubelet"))?;
-    wait("the orphan's volume is left", || {
+    wait(&s, "the orphan's volume is left", || {
         driver.calls_about("orphan") == ["unpublish", "unstage"]
             && !data.join("kubelet/pods/00000000-0000-0000-0000-00000000dead").exists()
     });
     assert!(state.join("orphan").is_dir(), "only the mount goes, not the data");
 
-    let s = cluster.scope(&namespace);
     let found = s.pod_ready("kept")?;
     assert_eq!(found["status"]["containerStatuses"][0]["restartCount"], 0);
     assert!(!driver.calls_about("disk").iter().any(|call| call.starts_with("un")), "{:?}", driver.calls());
     let beats = || std::fs::read_to_string(state.join("disk/beats")).unwrap_or_default().lines().count();
     let before = beats();
-    wait("the pod writes no more", || beats() > before);
+    wait(&s, "the pod writes no more", || beats() > before);
     s.delete("pods", "kept", &DeleteParams::default())?;
     s.wait_gone("pods", "kept")?;
-    wait("the volume is left", || {
+    wait(&s, "the volume is left", || {
         let calls = driver.calls_about("disk");
         calls.ends_with(&["unpublish".to_owned(), "unstage".to_owned()])
     });

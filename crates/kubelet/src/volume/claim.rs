@@ -63,7 +63,8 @@ impl Job<'_> {
         own: bool,
         before: Option<&Source>,
     ) -> Result<Source, Problem> {
-        let made = self.bound(volume, claim, read_only, own).await;
+        // Large, and most volumes need none of it.
+        let made = Box::pin(self.bound(volume, claim, read_only, own)).await;
         match (made, before) {
             (Err(problem), Some(before)) => {
                 tracing::debug!(volume, claim, ?problem, "a volume could not be looked after");

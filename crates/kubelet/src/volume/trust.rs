@@ -27,8 +27,7 @@ pub struct TrustBundles {
 
 /// Anchors as PEM, each once, in an order that does not depend on where they came from.
 fn anchors<'a>(texts: impl Iterator<Item = &'a str>) -> String {
-    let all: BTreeSet<Vec<u8>> =
-        texts.flat_map(|text| certificate::pem::blocks(text)).map(|block| block.der).collect();
+    let all: BTreeSet<Vec<u8>> = texts.flat_map(certificate::pem::blocks).map(|block| block.der).collect();
     all.iter().map(|der| certificate::pem::encode("CERTIFICATE", der)).collect()
 }
 
