@@ -126,6 +126,7 @@ typed! {
     batch::v1::Job => "batch" "v1" "Job" "jobs" true;
     certificates::v1::CertificateSigningRequest => "certificates.k8s.io" "v1" "CertificateSigningRequest" "certificatesigningrequests" false;
     certificates::v1::ClusterTrustBundle => "certificates.k8s.io" "v1" "ClusterTrustBundle" "clustertrustbundles" false;
+    certificates::v1::PodCertificateRequest => "certificates.k8s.io" "v1" "PodCertificateRequest" "podcertificaterequests" true;
     coordination::v1::Lease => "coordination.k8s.io" "v1" "Lease" "leases" true;
     discovery::v1::EndpointSlice => "discovery.k8s.io" "v1" "EndpointSlice" "endpointslices" true;
     networking::v1::Ingress => "networking.k8s.io" "v1" "Ingress" "ingresses" true;

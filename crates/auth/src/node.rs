@@ -333,6 +333,9 @@ pub fn authorize(attributes: &Attributes<'_>, graph: &dyn Graph, node_rules: &Rb
             ("", "serviceaccounts") => return create_token(attributes, node, graph),
             ("coordination.k8s.io", "leases") => return own_lease(attributes, node),
             ("storage.k8s.io", "csinodes") => return own_csi_node(attributes, node),
+            ("certificates.k8s.io", "podcertificaterequests") => {
+                return own_certificate_requests(attributes, node);
+            }
             ("", "nodes") => return own_node(attributes, node),
             ("", "pods") => return own_pods(attributes, node_rules),
             _ => {}
@@ -415,6 +418,26 @@ fn create_token(attributes: &Attributes<'_>, node: &str, graph: &dyn Graph) -> D
         ("create", "token") => need(node, graph, &vertex),
         ("get", "") => need(node, graph, &vertex),
         _ => no_opinion("can only create tokens for individual service accounts"),
+    }
+}
+
+/// Requests for certificates of its own pods: a node may make them and follow them. What it asks for is judged by
+/// the restriction of nodes.
+fn own_certificate_requests(attributes: &Attributes<'_>, node: &str) -> Decision {
+    if !attributes.subresource.is_empty() {
+        return no_opinion("nodes may not access the subresources of podcertificaterequests");
+    }
+    let is_own = |requirement: &serde_json::Value| {
+        requirement["key"] == "spec.nodeName"
+            && requirement["operator"] == "In"
+            && requirement["values"] == serde_json::json!([node])
+    };
+    let mut selected = attributes.field_selector.and_then(serde_json::Value::as_array).into_iter().flatten();
+    match attributes.verb {
+        "create" => Decision::Allow(String::new()),
+        "list" | "watch" if selected.any(is_own) => Decision::Allow(String::new()),
+        "list" | "watch" => no_opinion("can only list and watch podcertificaterequests of itself"),
+        _ => no_opinion("can only create, list and watch podcertificaterequests"),
     }
 }
 

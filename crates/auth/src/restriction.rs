@@ -50,8 +50,24 @@ pub fn check(user: &UserInfo, write: &Write<'_>, pod: Option<&Value>) -> Result<
         ("coordination.k8s.io", "leases", _) => leases(node, write),
         ("storage.k8s.io", "csinodes", _) => csi_nodes(node, write),
         ("resource.k8s.io", "resourceslices", _) => resource_slices(node, write),
+        ("certificates.k8s.io", "podcertificaterequests", _) => certificate_requests(node, write),
         _ => Ok(()),
     }
+}
+
+/// A node asks for certificates of its own pods only.
+fn certificate_requests(node: &str, write: &Write<'_>) -> Result<(), String> {
+    if write.operation != "create" {
+        return Err(format!(
+            "unexpected operation {:?}, node {node:?} can only create podcertificaterequests",
+            write.operation.to_uppercase()
+        ));
+    }
+    let named = text(write.object, "/spec/nodeName");
+    if named == node {
+        return Ok(());
+    }
+    Err(format!("PodCertificateRequest.Spec.NodeName={named:?}, which is not the requesting node {node:?}"))
 }
 
 fn text<'a>(value: Option<&'a Value>, pointer: &str) -> &'a str {

@@ -38,6 +38,7 @@ pub mod resourceclaim;
 pub mod resourcequota;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod snapshot;
 pub mod statefulset;
 pub mod tainteviction;
 pub mod tokens;
@@ -91,7 +92,12 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         tainteviction::descriptor(),
         ttlafterfinished::descriptor(),
     ];
-    table.extend(options.local_storage.clone().map(local_path::descriptor));
+    if let Some(place) = &options.local_storage {
+        table.push(local_path::descriptor(place.clone()));
+        table.push(local_path::snapshots::descriptor(place.clone()));
+        // The kinds of snapshots come with the class of local volumes.
+        table.push(snapshot::descriptor());
+    }
     table.extend(options.root_ca.clone().map(root_ca::descriptor));
     table.extend(options.root_ca.clone().map(certificates::trust::descriptor));
     table.extend(options.signer.clone().map(certificates::signing::descriptor));

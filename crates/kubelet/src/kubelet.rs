@@ -24,9 +24,11 @@ use crate::node::machine::Machine;
 use crate::node::{lease, register};
 use crate::orphans;
 use crate::plugins::{self, Handlers};
-use crate::references::References;
+use crate::references::{Changed, References};
 use crate::server::Server;
-use crate::volume::Volumes;
+use crate::volume::certificate::Certificates;
+use crate::volume::trust::TrustBundles;
+use crate::volume::{self, Volumes};
 use crate::worker;
 
 /// Pauses between tries to report the volumes in use.
@@ -187,16 +189,13 @@ impl Kubelet {
             .get_scoped::<Pod>(Scope { field_selector: format!("spec.nodeName={name}"), ..Scope::default() });
         let workers = Arc::new(Workers::default());
         let woken = workers.clone();
+        let changed: Changed = Arc::new(move |uid: &str| woken.kick_stale(uid));
         let references = Arc::new(References::new(
             self.client.clone(),
             self.random.clone(),
-            Arc::new(move |uid: &str| woken.kick_stale(uid)),
+            changed.clone(),
             cancel.clone(),
         ));
-        let (attached, in_use) = follow_attachments(&self.client, name, &node, cancel);
-        let root = &self.config.root_dir;
-        let csi = CsiVolumes::new(self.client.clone(), name, root, self.clock.clone(), attached, in_use);
-        csi.reconstruct();
         let numa = crate::numa::read();
         if let Some(problem) =
             crate::topology::too_large(self.config.topology_policy, &numa, self.config.numa_nodes_max)
@@ -205,21 +204,32 @@ impl Kubelet {
         }
         let counters = Arc::new(crate::counters::Counters::default());
         let runtime = Arc::new(crate::measured::Measured::new(self.runtime.clone(), counters.clone()));
-        let sink = EventSink::start(self.clock.clone(), cancel.clone());
         let woken = workers.clone();
         let drivers = Arc::new(Drivers::new(self.client.clone(), name, move || woken.retry_all()));
+        let sink = EventSink::start(self.clock.clone(), cancel.clone());
+        let recorder = sink.recorder(self.client.clone(), "kubelet", name);
+        let attachments = follow_attachments(&self.client, name, &node, cancel);
+        let (client, clock, root) = (self.client.clone(), self.clock.clone(), &self.config.root_dir);
+        let csi = CsiVolumes::new(client, name, root, clock.clone(), recorder.clone(), attachments);
+        csi.reconstruct();
+        let (client, all) = (self.client.clone(), informers.clone());
+        let certificates = Certificates::new(client.clone(), name, clock.clone(), all, changed.clone());
+        let volumes = Volumes::new(volume::Parts {
+            client,
+            root: root.clone(),
+            references: references.clone(),
+            certificates,
+            trust: TrustBundles::new(informers.clone(), changed),
+            csi,
+            clock,
+            counters: counters.clone(),
+        });
         let agent = Arc::new(Agent {
             dra: Arc::new(crate::dra::Manager::new(self.client.clone(), root, drivers)),
             runtime_info: info,
             machine: Machine::read(&self.config, &runtime_version),
-            recorder: sink.recorder(self.client.clone(), "kubelet", name),
-            volumes: Volumes::new(
-                self.client.clone(),
-                references.clone(),
-                self.clock.clone(),
-                csi,
-                counters.clone(),
-            ),
+            recorder,
+            volumes,
             images: Images::new(
                 self.images.clone(),
                 self.clock.clone(),

@@ -278,6 +278,12 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, String> {
                 made.readonly = true;
             }
             Source::Path(path) => made.host_path = parts.sub_paths.get(&index).unwrap_or(path).clone(),
+            Source::Device { .. } => {
+                return Err(format!(
+                    "cannot find volume {:?} to mount into container {:?}",
+                    mount.name, parts.container.name
+                ));
+            }
         }
         mounts.push(made);
     }
@@ -303,10 +309,27 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, String> {
     Ok(mounts)
 }
 
+/// The block volumes that a container has as devices.
+fn devices(parts: &Parts<'_>) -> Result<Vec<cri::Device>, String> {
+    let wanted = parts.container.volume_devices.iter().flatten();
+    let one = |device: &api::k8s_openapi::api::core::v1::VolumeDevice| match parts.volumes.get(&device.name) {
+        Some(Source::Device { path, read_only }) => Ok(cri::Device {
+            container_path: PathBuf::from(&device.device_path),
+            host_path: path.clone(),
+            permissions: if *read_only { "r" } else { "mrw" }.into(),
+        }),
+        _ => Err(format!(
+            "cannot find volume {:?} to pass into container {:?}",
+            device.name, parts.container.name
+        )),
+    };
+    wanted.map(one).collect()
+}
+
 /// What the runtime is asked for to make a container.
 pub fn container(parts: Parts<'_>) -> Result<ContainerConfig, String> {
     let (pod, container) = (parts.pod, parts.container);
-    let mounts = mounts(&parts)?;
+    let (mounts, devices) = (mounts(&parts)?, devices(&parts)?);
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
         let value = |name: &str| parts.envs.iter().rev().find(|v| v.name == name).map(|v| v.value.clone());
         list.iter().flatten().map(|text| env::expand(text, value)).collect()
@@ -347,6 +370,7 @@ pub fn container(parts: Parts<'_>) -> Result<ContainerConfig, String> {
         args: expand(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         mounts,
+        devices,
         labels,
         annotations,
         log_path: spec::log_path(&container.name, parts.restart_count),
@@ -416,10 +440,13 @@ mod tests {
     #[test]
     fn container_configuration() {
         let pod = pod(json!({"containers": [{"name": "c", "image": "i", "command": ["run", "$(A)", "$(B)"],
-            "volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": true}, {"name": "v", "mountPath": "/w", "subPathExpr": "$(A)"}]}]}));
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": true}, {"name": "v", "mountPath": "/w", "subPathExpr": "$(A)"}],
+            "volumeDevices": [{"name": "b", "devicePath": "/dev/disk"}]}]}));
         let dirs = PodDirs::new(Path::new("/k"), Path::new("/l"), &pod);
         let container = &pod.spec.as_ref().unwrap().containers[0];
-        let volumes = HashMap::from([("v".to_owned(), Source::Path("/vol".into()))]);
+        let device = Source::Device { path: "/link".into(), read_only: true };
+        let volumes =
+            HashMap::from([("v".to_owned(), Source::Path("/vol".into())), ("b".to_owned(), device)]);
         let sub_paths = HashMap::from([(1, PathBuf::from("/sub"))]);
         let parts = |volumes| Parts {
             pod: &pod,
@@ -460,6 +487,17 @@ mod tests {
         assert_eq!((made.resources.cpuset_cpus.as_str(), made.resources.cpuset_mems.as_str()), ("1-2", "0"));
         assert_eq!(made.resources.unified["memory.swap.max"], "0");
         assert_eq!(made.log_path, Path::new("c/3.log"));
-        assert!(super::container(parts(&HashMap::new())).unwrap_err().contains("cannot find volume \"v\""));
+        let given = &made.devices[0];
+        assert_eq!((given.host_path.as_path(), given.permissions.as_str()), (Path::new("/link"), "r"));
+        let without = |name: &str| {
+            let mut fewer = volumes.clone();
+            fewer.remove(name);
+            fewer
+        };
+        let fewer = without("v");
+        assert!(super::container(parts(&fewer)).unwrap_err().contains("cannot find volume \"v\""));
+        let fewer = without("b");
+        let error = super::container(parts(&fewer)).unwrap_err();
+        assert_eq!(error, "cannot find volume \"b\" to pass into container \"c\"");
     }
 }

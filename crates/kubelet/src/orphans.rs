@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::prelude::*;
 use cri::PodSandboxFilter;
@@ -12,6 +13,10 @@ use reconcile::Informer;
 use crate::agent::Agent;
 use crate::cgroup;
 use crate::spec::{PodDirs, mark};
+
+/// Pauses between tries to clean up after a pod that is gone.
+const RETRY: stdx::Backoff =
+    stdx::Backoff { initial: Duration::from_millis(500), max: Duration::from_secs(60) };
 
 /// What is left of one pod.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -56,18 +61,6 @@ async fn remove_one(agent: Arc<Agent>, uid: String, left: Left) {
             tracing::warn!(uid, sandbox = id, %error, "an orphaned sandbox could not be removed");
         }
     }
-    if left.directory {
-        let stand_in = Pod {
-            metadata: ObjectMeta { uid: Some(uid.clone()), ..ObjectMeta::default() },
-            ..Pod::default()
-        };
-        let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &stand_in);
-        if let Err(error) = agent.volumes.unpublish(&dirs).await {
-            tracing::warn!(uid, error, "a volume of an orphaned pod is left mounted");
-        } else if let Err(error) = agent.volumes.tear_down(&uid, &dirs) {
-            tracing::warn!(uid, %error, "the directory of an orphaned pod could not be removed");
-        }
-    }
     for path in &left.cgroups {
         cgroup::remove(Path::new(cgroup::MOUNT), path);
     }
@@ -75,6 +68,34 @@ async fn remove_one(agent: Arc<Agent>, uid: String, left: Left) {
         if let Err(error) = std::fs::remove_dir_all(logs) {
             tracing::warn!(uid, %error, "logs of an orphaned pod could not be removed");
         }
+    }
+    if left.directory {
+        remove_volumes(&agent, &uid).await;
+    }
+}
+
+/// Takes away what is left of a pod's volumes, however often it takes: a driver may not have come back yet.
+async fn remove_volumes(agent: &Arc<Agent>, uid: &str) {
+    let stand_in =
+        Pod { metadata: ObjectMeta { uid: Some(uid.to_owned()), ..ObjectMeta::default() }, ..Pod::default() };
+    let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &stand_in);
+    let mut failures = 0;
+    loop {
+        let outcome = match agent.volumes.unpublish(&dirs).await {
+            Ok(()) => {
+                let (agent, uid, dirs) = (agent.clone(), uid.to_owned(), dirs.clone());
+                let tearing = tokio::task::spawn_blocking(move || agent.volumes.tear_down(&uid, &dirs));
+                tearing.await.map_err(|e| e.to_string()).and_then(|torn| torn.map_err(|e| e.to_string()))
+            }
+            Err(error) => Err(error),
+        };
+        let Err(error) = outcome else {
+            tracing::info!(uid, "what was left of an orphaned pod has been cleaned up");
+            return;
+        };
+        failures += 1;
+        tracing::warn!(uid, error, "orphaned pod found, but volumes are not cleaned up");
+        tokio::time::sleep(RETRY.delay(failures)).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading pod specs: containers by role, names that the runtime and the node's directories know them by.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use api::k8s_openapi::api::core::v1::{EphemeralContainer, ObjectReference};
@@ -113,6 +113,16 @@ pub fn container_hash(container: &Container) -> String {
     hasher.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Names of the volumes that containers mount, and of those they have as devices.
+pub fn used_volumes(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut mounts, mut devices) = (BTreeSet::new(), BTreeSet::new());
+    for (_, container) in containers(pod) {
+        mounts.extend(container.volume_mounts.iter().flatten().map(|mount| mount.name.clone()));
+        devices.extend(container.volume_devices.iter().flatten().map(|device| device.name.clone()));
+    }
+    (mounts, devices)
+}
+
 /// An event reference to a container of a pod.
 pub fn container_reference(pod: &Pod, role: Role, name: &str) -> ObjectReference {
     let list = match role {
@@ -158,6 +168,11 @@ impl PodDirs {
     /// Directory of a volume of a plugin such as `kubernetes.io/secret`.
     pub fn volume(&self, plugin: &str, name: &str) -> PathBuf {
         self.root.join("volumes").join(plugin.replace('/', "~")).join(name)
+    }
+
+    /// The link to a device of a plugin such as `kubernetes.io/csi`.
+    pub fn device(&self, plugin: &str, name: &str) -> PathBuf {
+        self.root.join("volumeDevices").join(plugin.replace('/', "~")).join(name)
     }
 
     /// The pod's `/etc/hosts`.

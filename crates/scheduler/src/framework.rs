@@ -6,7 +6,8 @@ use std::ops::BitOr;
 use crate::cache::Cache;
 use crate::node_info::NodeInfo;
 use crate::plugins::{
-    dynamic_resources, inter_pod_affinity, topology_spread, volume_binding, volume_restrictions,
+    dynamic_resources, inter_pod_affinity, node_volume_limits, topology_spread, volume_binding,
+    volume_restrictions,
 };
 use crate::pod_info::PodInfo;
 
@@ -111,6 +112,8 @@ pub struct CycleState {
     pub devices: dynamic_resources::State,
     /// Claims of the pod that one pod at a time may use.
     pub exclusive: volume_restrictions::State,
+    /// Volumes of drivers that the pod would bring to a node.
+    pub limits: node_volume_limits::State,
     /// The plugin that wants no node at all, and why.
     pub rejected: Option<(usize, String)>,
     /// Bits of plugins that have nothing to filter.

@@ -35,6 +35,22 @@ impl Shell {
                 event => Change::Volume(event.object().clone()),
             });
         });
+        let (drivers, attachments) =
+            (context.informers.get::<CSINode>(), context.informers.get::<VolumeAttachment>());
+        let it = self.clone();
+        drivers.on_event(move |event| {
+            it.on_storage(match event {
+                Event::Deleted(node) => Change::DriversGone(node.name().to_owned()),
+                event => Change::Drivers(event.object().clone()),
+            });
+        });
+        let it = self.clone();
+        attachments.on_event(move |event| {
+            it.on_storage(match event {
+                Event::Deleted(attachment) => Change::AttachmentGone(attachment.name().to_owned()),
+                event => Change::Attachment(event.object().clone()),
+            });
+        });
         let it = self.clone();
         self.claims.on_event(move |event| {
             it.on_storage(match event {
@@ -45,6 +61,8 @@ impl Shell {
         });
         classes.synced().await;
         volumes.synced().await;
+        drivers.synced().await;
+        attachments.synced().await;
         self.claims.synced().await;
     }
 

@@ -36,6 +36,14 @@ pub enum Change {
     Class(Arc<StorageClass>),
     /// A class is gone.
     ClassGone(String),
+    /// What a node has of drivers.
+    Drivers(Arc<CSINode>),
+    /// Nothing is known of a node's drivers any more.
+    DriversGone(String),
+    /// An attachment as it is now.
+    Attachment(Arc<VolumeAttachment>),
+    /// An attachment is gone.
+    AttachmentGone(String),
 }
 
 impl Change {
@@ -58,6 +66,10 @@ pub struct Storage {
     pub volumes: HashMap<String, Arc<PersistentVolume>>,
     /// Classes by name.
     pub classes: HashMap<String, Arc<StorageClass>>,
+    /// What nodes have of drivers, by node.
+    pub drivers: HashMap<String, Arc<CSINode>>,
+    /// Attachments by name.
+    pub attachments: HashMap<String, Arc<VolumeAttachment>>,
     /// Volumes that pods in work have been promised, by the pod's uid.
     assumed: HashMap<String, HashSet<String>>,
 }
@@ -92,6 +104,20 @@ impl Storage {
                 self.classes.remove(&name);
                 false
             }
+            Change::Drivers(node) => {
+                let old = self.drivers.insert(node.name().to_owned(), node.clone());
+                old.is_none_or(|old| old.spec != node.spec)
+            }
+            Change::DriversGone(name) => {
+                self.drivers.remove(&name);
+                false
+            }
+            Change::Attachment(attachment) => {
+                self.attachments.insert(attachment.name().to_owned(), attachment);
+                false
+            }
+            // There is room for another.
+            Change::AttachmentGone(name) => self.attachments.remove(&name).is_some(),
         }
     }
 

@@ -309,3 +309,34 @@ fn volumes_choose_nodes() {
     let once = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
     assert!(text.contains(once), "{text}");
 }
+
+#[test]
+fn nodes_take_as_many_volumes_as_their_drivers_can() {
+    let mut world = World::new();
+    world.node("a", "z", "8", json!({}));
+    let limited = |count: i32| {
+        let drivers = json!([{"name": "d", "nodeID": "a", "allocatable": {"count": count}}]);
+        let node = json!({"metadata": {"name": "a"}, "spec": {"drivers": drivers}});
+        Change::Drivers(Arc::new(CSINode::from_value(node).unwrap()))
+    };
+    world.state.storage_changed(limited(2), world.now);
+    let volume = |name: &str, handle: &str| {
+        let volume = json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "2Gi"}, "csi": {"driver": "d", "volumeHandle": handle}}});
+        Change::Volume(Arc::new(PersistentVolume::from_value(volume).unwrap()))
+    };
+    for (name, handle) in [("v1", "one"), ("v2", "two"), ("v3", "three")] {
+        world.state.storage_changed(volume(name, handle), world.now);
+        let done = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+            "spec": {"volumeName": name}});
+        world.claim(&name.replace('v', "c"), done);
+    }
+    assert_eq!(world.place("p1", "0", using("c1")), "a");
+    assert_eq!(world.place("p2", "0", using("c1")), "a", "the same volume takes no more room");
+    assert_eq!(world.place("p3", "0", using("c2")), "a");
+    let text = world.place("p4", "0", using("c3"));
+    assert!(text.starts_with("0/1 nodes are available: 1 node(s) exceed max volume count."), "{text}");
+    world.state.storage_changed(limited(3), world.now);
+    world.wait(5);
+    assert_eq!(world.decide(), "a", "the driver can have more");
+}

@@ -31,8 +31,11 @@ mod statefulset;
 mod storage;
 mod typed;
 mod volumes;
+mod volumes_block;
 mod volumes_claims;
 mod volumes_csi;
+mod volumes_projected;
+mod volumes_snapshots;
 mod workloads;
 
 fn main() -> std::process::ExitCode {
@@ -62,6 +65,9 @@ fn main() -> std::process::ExitCode {
         volumes::cases(),
         volumes_claims::cases(),
         volumes_csi::cases(),
+        volumes_block::cases(),
+        volumes_projected::cases(),
+        volumes_snapshots::cases(),
         pod_life::cases(),
         statefulset::cases(),
         schedules::cases(),

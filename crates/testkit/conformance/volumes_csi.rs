@@ -12,7 +12,7 @@ use testkit::{Case, Scope};
 use crate::volumes_claims::{bound, claim, told, user};
 
 /// A driver of a case's own, registered.
-fn driver(s: &Scope<'_>, spec: Value) -> anyhow::Result<(Driver, std::path::PathBuf)> {
+pub(crate) fn driver(s: &Scope<'_>, spec: Value) -> anyhow::Result<(Driver, std::path::PathBuf)> {
     let name = format!("{}.csi.example.com", s.namespace);
     let state = s.data().join(format!("drivers/{}", s.namespace));
     s.create("csidrivers", json!({"metadata": {"name": name}, "spec": spec}))?;
@@ -34,7 +34,7 @@ fn volume(s: &Scope<'_>, driver: &Driver, handle: &str) -> anyhow::Result<String
 }
 
 /// Waits until a driver was asked all of this about a volume, and nothing else.
-fn asked(s: &Scope<'_>, driver: &Driver, volume: &str, expected: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn asked(s: &Scope<'_>, driver: &Driver, volume: &str, expected: &[&str]) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(30);
     loop {
         let calls = driver.calls_about(volume);

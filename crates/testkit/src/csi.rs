@@ -1,5 +1,7 @@
-//! A storage driver for tests: its volumes are directories, and it remembers what it was asked.
+//! A storage driver for tests: its volumes are directories, or files for block volumes, and it remembers what it was
+//! asked. A volume whose name begins with `hang` is never published; one that begins with `small` cannot grow.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -8,12 +10,15 @@ use parking_lot::Mutex;
 use rpc::Routes;
 use rpc::csi::node_server::{Node, NodeServer};
 use rpc::csi::node_service_capability::{Rpc, Type as Capability, rpc::Type};
+use rpc::csi::volume_capability::AccessType;
+use rpc::csi::volume_usage::Unit;
 use rpc::csi::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
     NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
     NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
     NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
-    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, Topology,
+    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, Topology, VolumeCapability, VolumeCondition,
+    VolumeUsage,
 };
 use rpc::pluginregistration::registration_server::{Registration, RegistrationServer};
 use rpc::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
@@ -36,6 +41,8 @@ struct Service {
     name: String,
     state: PathBuf,
     calls: Arc<Mutex<Vec<Value>>>,
+    /// Devices made of block volumes' files, by published path.
+    devices: Arc<Mutex<HashMap<String, String>>>,
 }
 
 impl Driver {
@@ -44,7 +51,12 @@ impl Driver {
         std::fs::create_dir_all(state)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let service = Service { name: name.to_owned(), state: state.to_owned(), calls: calls.clone() };
+        let service = Service {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            calls: calls.clone(),
+            devices: Arc::default(),
+        };
         let stop = CancellationToken::new();
         let own = state.join("csi.sock");
         let registry = kubelet.join("plugins_registry").join(format!("{name}-reg.sock"));
@@ -87,11 +99,16 @@ impl Drop for Driver {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<(), Status> {
+fn run(program: &str, arguments: &[&str]) -> Result<String, Status> {
     let output =
         Command::new(program).args(arguments).output().map_err(|e| Status::internal(e.to_string()))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() { Ok(()) } else { Err(Status::internal(said)) }
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() { Ok(answer) } else { Err(Status::internal(said)) }
+}
+
+fn is_block(capability: Option<&VolumeCapability>) -> bool {
+    matches!(capability.and_then(|c| c.access_type.as_ref()), Some(AccessType::Block(_)))
 }
 
 fn io(error: std::io::Error) -> Status {
@@ -111,11 +128,23 @@ impl Service {
     /// Mounts a directory somewhere, unless it is there already.
     fn mount(from: &str, to: &str) -> Result<(), Status> {
         std::fs::create_dir_all(to).map_err(io)?;
-        if Self::is_mounted(to) { Ok(()) } else { run("mount", &["--bind", from, to]) }
+        if Self::is_mounted(to) { Ok(()) } else { run("mount", &["--bind", from, to]).map(drop) }
+    }
+
+    /// Makes a device of a volume's file and puts it at a path.
+    fn publish_device(&self, volume: &str, to: &str) -> Result<(), Status> {
+        if Self::is_mounted(to) {
+            return Ok(());
+        }
+        let file = self.state.join(volume).display().to_string();
+        let device = run("losetup", &["--find", "--show", &file])?.trim().to_owned();
+        self.devices.lock().insert(to.to_owned(), device.clone());
+        std::fs::File::create(to).map_err(io)?;
+        run("mount", &["--bind", &device, to]).map(drop)
     }
 
     fn unmount(path: &str) -> Result<(), Status> {
-        if Self::is_mounted(path) { run("umount", &[path]) } else { Ok(()) }
+        if Self::is_mounted(path) { run("umount", &[path]).map(drop) } else { Ok(()) }
     }
 }
 
@@ -150,6 +179,9 @@ impl Node for Service {
         self.note(json!({"call": "stage", "volume": asked.volume_id, "publish": asked.publish_context,
             "secrets": asked.secrets, "context": asked.volume_context}));
         let files = self.state.join(&asked.volume_id);
+        if is_block(asked.volume_capability.as_ref()) {
+            return Ok(Response::new(NodeStageVolumeResponse {}));
+        }
         if !files.is_dir() {
             return Err(Status::not_found(format!("no volume {}", asked.volume_id)));
         }
@@ -173,7 +205,15 @@ impl Node for Service {
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let asked = request.into_inner();
         self.note(json!({"call": "publish", "volume": asked.volume_id, "publish": asked.publish_context,
-            "context": asked.volume_context, "readOnly": asked.readonly}));
+            "context": asked.volume_context, "readOnly": asked.readonly, "staging": asked.staging_target_path,
+            "target": asked.target_path, "block": is_block(asked.volume_capability.as_ref())}));
+        if asked.volume_id.starts_with("hang") {
+            std::future::pending::<()>().await;
+        }
+        if is_block(asked.volume_capability.as_ref()) {
+            self.publish_device(&asked.volume_id, &asked.target_path)?;
+            return Ok(Response::new(NodePublishVolumeResponse {}));
+        }
         let mut from = asked.staging_target_path.clone();
         if from.is_empty() {
             // One that lives with its pod.
@@ -194,7 +234,10 @@ impl Node for Service {
         let asked = request.into_inner();
         self.note(json!({"call": "unpublish", "volume": asked.volume_id}));
         Self::unmount(&asked.target_path)?;
-        if let Err(error) = std::fs::remove_dir(&asked.target_path)
+        if let Some(device) = self.devices.lock().remove(&asked.target_path) {
+            run("losetup", &["--detach", &device])?;
+            std::fs::remove_file(&asked.target_path).map_err(io)?;
+        } else if let Err(error) = std::fs::remove_dir(&asked.target_path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             return Err(io(error));
@@ -204,9 +247,21 @@ impl Node for Service {
 
     async fn node_get_volume_stats(
         &self,
-        _: Request<NodeGetVolumeStatsRequest>,
+        request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
-        Err(Status::unimplemented("no figures"))
+        if !Path::new(&request.into_inner().volume_path).exists() {
+            return Err(Status::not_found("no such volume"));
+        }
+        let usage = |unit: Unit, total: i64| VolumeUsage {
+            available: total / 4,
+            total,
+            used: total / 2,
+            unit: unit.into(),
+        };
+        Ok(Response::new(NodeGetVolumeStatsResponse {
+            usage: vec![usage(Unit::Bytes, 4096), usage(Unit::Inodes, 64)],
+            volume_condition: Some(VolumeCondition { abnormal: true, message: "it smells".into() }),
+        }))
     }
 
     async fn node_expand_volume(
@@ -216,6 +271,9 @@ impl Node for Service {
         let asked = request.into_inner();
         let bytes = asked.capacity_range.map(|range| range.required_bytes).unwrap_or_default();
         self.note(json!({"call": "expand", "volume": asked.volume_id, "bytes": bytes}));
+        if asked.volume_id.starts_with("small") {
+            return Err(Status::out_of_range("no larger"));
+        }
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: bytes }))
     }
 
@@ -223,7 +281,8 @@ impl Node for Service {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        let able = [Type::StageUnstageVolume, Type::ExpandVolume];
+        let able =
+            [Type::StageUnstageVolume, Type::ExpandVolume, Type::GetVolumeStats, Type::VolumeCondition];
         let capabilities = able.map(|ability| NodeServiceCapability {
             r#type: Some(Capability::Rpc(Rpc { r#type: ability.into() })),
         });

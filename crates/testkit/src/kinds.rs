@@ -28,7 +28,9 @@ pub fn gvr(resource: &str) -> Gvr {
         "flowschemas" | "prioritylevelconfigurations" => ("flowcontrol.apiserver.k8s.io", "v1"),
         "customresourcedefinitions" => ("apiextensions.k8s.io", "v1"),
         "tokenreviews" => ("authentication.k8s.io", "v1"),
-        "certificatesigningrequests" | "clustertrustbundles" => ("certificates.k8s.io", "v1"),
+        "certificatesigningrequests" | "clustertrustbundles" | "podcertificaterequests" => {
+            ("certificates.k8s.io", "v1")
+        }
         "certificaterevocations" => ("auth.ferry.dev", "v1"),
         "roles" | "rolebindings" | "clusterroles" | "clusterrolebindings" => {
             ("rbac.authorization.k8s.io", "v1")
@@ -40,6 +42,9 @@ pub fn gvr(resource: &str) -> Gvr {
         | "mutatingadmissionpolicybindings"
         | "validatingadmissionpolicies"
         | "validatingadmissionpolicybindings" => ("admissionregistration.k8s.io", "v1"),
+        "volumesnapshots" | "volumesnapshotcontents" | "volumesnapshotclasses" => {
+            ("snapshot.storage.k8s.io", "v1")
+        }
         _ => ("", "v1"),
     };
     Gvr { group: group.into(), version: version.into(), resource: resource.to_owned().into() }

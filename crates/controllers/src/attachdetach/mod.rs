@@ -6,16 +6,21 @@
 
 pub mod plan;
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::k8s_openapi::api::core::v1::{AttachedVolume, CSIPersistentVolumeSource};
 use api::k8s_openapi::api::storage::v1::{VolumeAttachmentSource, VolumeAttachmentSpec};
 use api::prelude::*;
 use client::{BoxFuture, Client, DeleteParams, Patch};
+use jiff::Timestamp;
+use parking_lot::Mutex;
 use reconcile::{
     Action, Context, ControlError, Controller, Descriptor, Event, Informer, Reconcile, Recorder, WorkQueue,
 };
 use serde_json::json;
+use stdx::Clock;
 
 use self::plan::{Facts, Step};
 use crate::pods;
@@ -44,6 +49,9 @@ struct Loop {
     drivers: Arc<Informer<CSIDriver>>,
     attachments: Arc<Informer<VolumeAttachment>>,
     nodes: Arc<Informer<Node>>,
+    clock: Arc<dyn Clock>,
+    /// Since when volumes are to be let go, by key.
+    letting_go: Mutex<HashMap<String, Timestamp>>,
 }
 
 fn csi(volume: &PersistentVolume) -> Option<&CSIPersistentVolumeSource> {
@@ -69,6 +77,8 @@ fn build(context: &Context) -> Controller {
         drivers: context.informers.get::<CSIDriver>(),
         attachments: context.informers.get::<VolumeAttachment>(),
         nodes: context.informers.get::<Node>(),
+        clock: context.clock.clone(),
+        letting_go: Mutex::default(),
     });
     this.pods.store().add_index(BY_CLAIM, claims_of);
     let it = this.clone();
@@ -100,7 +110,7 @@ fn build(context: &Context) -> Controller {
         let same = |old: &Node, new: &Node| {
             let in_use = |n: &Node| n.status.as_ref().and_then(|s| s.volumes_in_use.clone());
             let taints = |n: &Node| n.spec.as_ref().and_then(|s| s.taints.clone());
-            in_use(old) == in_use(new) && taints(old) == taints(new)
+            in_use(old) == in_use(new) && taints(old) == taints(new) && is_well(old) == is_well(new)
         };
         if matches!(event, Event::Updated { old, new } if same(old, new)) {
             return;
@@ -184,9 +194,9 @@ impl Loop {
         }
     }
 
-    async fn sync(&self, name: &str, node: &str) -> Result<(), ControlError> {
-        let Some(volume) = self.volumes.store().get(name) else { return Ok(()) };
-        let Some(source) = csi(&volume) else { return Ok(()) };
+    async fn sync(&self, name: &str, node: &str) -> Result<Action, ControlError> {
+        let Some(volume) = self.volumes.store().get(name) else { return Ok(Action::Wait) };
+        let Some(source) = csi(&volume) else { return Ok(Action::Wait) };
         let attachment_name = plan::attachment_name(&source.volume_handle, &source.driver, node);
         let attachment = self.attachments.store().get(&attachment_name);
         let object = self.nodes.store().get(node);
@@ -198,16 +208,24 @@ impl Loop {
         let others = attachments.iter().filter(|a| {
             a.spec.source.persistent_volume_name.as_deref() == Some(name) && a.spec.node_name != node
         });
+        let wanted = !here.is_empty() && required != Some(false) && object.is_some();
+        let leaving = attachment.as_ref().is_some_and(|a| a.is_terminating());
+        let forced_at = self.forced_at(name, node, !wanted && attachment.is_some() && !leaving);
+        let now = self.clock.now();
         let facts = Facts {
-            wanted: !here.is_empty() && required != Some(false) && object.is_some(),
+            wanted,
             attached: attachment.is_some(),
-            leaving: attachment.as_ref().is_some_and(|a| a.is_terminating()),
+            leaving,
             in_use: object.as_ref().is_some_and(|n| in_use(n, &unique)),
             node_lost: object.as_ref().is_none_or(|n| out_of_service(n)),
+            overdue: forced_at.is_some_and(|at| now >= at),
             elsewhere: plan::is_exclusive(&volume) && others.count() > 0,
         };
         match plan::step(facts) {
-            Step::Rest => Ok(()),
+            Step::Rest => {
+                let left = forced_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+                return Ok(left.map_or(Action::Wait, Action::RequeueAfter));
+            }
             Step::Conflict => {
                 let message = format!(
                     "Multi-Attach error for volume {name:?} Volume is already exclusively attached to one node and \
@@ -216,7 +234,6 @@ impl Loop {
                 here.iter().for_each(|pod| {
                     self.recorder.warning(&***pod, "FailedAttachVolume", message.clone());
                 });
-                Ok(())
             }
             Step::Attach => {
                 let attachment = VolumeAttachment {
@@ -232,18 +249,32 @@ impl Loop {
                     status: None,
                 };
                 match self.client.create_typed(&attachment).await {
-                    Err(error) if !error.is_already_exists() => Err(error.into()),
-                    _ => Ok(()),
+                    Err(error) if !error.is_already_exists() => return Err(error.into()),
+                    _ => {}
                 }
             }
             Step::Detach => {
                 let params = DeleteParams::default();
                 match self.client.delete_typed::<VolumeAttachment>("", &attachment_name, &params).await {
-                    Err(error) if !error.is_not_found() => Err(error.into()),
-                    _ => Ok(()),
+                    Err(error) if !error.is_not_found() => return Err(error.into()),
+                    _ => {}
                 }
             }
         }
+        Ok(Action::Wait)
+    }
+
+    /// When a volume is taken from a node by force; notes since when it is to let go.
+    fn forced_at(&self, name: &str, node: &str, is_to_go: bool) -> Option<Timestamp> {
+        let key = format!("{name}@{node}");
+        let mut letting_go = self.letting_go.lock();
+        if !is_to_go {
+            letting_go.remove(&key);
+            return None;
+        }
+        let since = *letting_go.entry(key).or_insert_with(|| self.clock.now());
+        let well = self.nodes.store().get(node).is_some_and(|n| is_well(&n));
+        plan::forced_at(since, well)
     }
 
     /// Writes what is attached to a node into its status.
@@ -279,6 +310,10 @@ fn in_use(node: &Node, volume: &str) -> bool {
     status.is_some_and(|s| s.volumes_in_use.iter().flatten().any(|name| name == volume))
 }
 
+fn is_well(node: &Node) -> bool {
+    crate::nodelifecycle::plan::ready_status(node) == "True"
+}
+
 fn out_of_service(node: &Node) -> bool {
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
     taints.iter().any(|taint| taint.key == OUT_OF_SERVICE)
@@ -288,11 +323,10 @@ impl Reconcile for Loop {
     fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Action, ControlError>> {
         Box::pin(async move {
             match (key.strip_prefix(NODE), key.split_once('@')) {
-                (Some(node), _) => self.report(node).await?,
-                (None, Some((volume, node))) => self.sync(volume, node).await?,
-                _ => {}
+                (Some(node), _) => self.report(node).await.map(|()| Action::Wait),
+                (None, Some((volume, node))) => self.sync(volume, node).await,
+                _ => Ok(Action::Wait),
             }
-            Ok(Action::Wait)
         })
     }
 }

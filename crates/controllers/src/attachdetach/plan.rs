@@ -1,6 +1,7 @@
 //! Whether a volume is to be attached to a node, as a table.
 
 use api::prelude::*;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
 /// What is known of one volume and one node.
@@ -16,6 +17,8 @@ pub struct Facts {
     pub in_use: bool,
     /// The node is gone, or known to be out of service.
     pub node_lost: bool,
+    /// The node is not well and was given its time to let go.
+    pub overdue: bool,
     /// The volume may be used from one node only, and is attached to another.
     pub elsewhere: bool,
 }
@@ -38,9 +41,20 @@ pub fn step(facts: Facts) -> Step {
     match (facts.wanted, facts.attached) {
         (true, false) if facts.elsewhere => Step::Conflict,
         (true, false) => Step::Attach,
-        (false, true) if !facts.leaving && (!facts.in_use || facts.node_lost) => Step::Detach,
+        (false, true) if !facts.leaving && (!facts.in_use || facts.node_lost || facts.overdue) => {
+            Step::Detach
+        }
         _ => Step::Rest,
     }
+}
+
+/// How long a node that is not well has to let go of a volume (upstream's `maxWaitForUnmountDuration`).
+pub const LET_GO: SignedDuration = SignedDuration::from_mins(6);
+
+/// When a volume is taken from a node by force, that was to let go from `since` on. A node that is well takes its
+/// time.
+pub fn forced_at(since: Timestamp, is_well: bool) -> Option<Timestamp> {
+    (!is_well).then(|| since.checked_add(LET_GO).unwrap_or(Timestamp::MAX))
 }
 
 /// Name of the attachment of a driver's volume to a node.
@@ -77,9 +91,18 @@ mod tests {
             (Facts { attached: true, leaving: true, ..f }, Step::Rest),
             (Facts { attached: true, in_use: true, ..f }, Step::Rest),
             (Facts { attached: true, in_use: true, node_lost: true, ..f }, Step::Detach),
+            (Facts { attached: true, in_use: true, overdue: true, ..f }, Step::Detach),
+            (Facts { wanted: true, attached: true, in_use: true, overdue: true, ..f }, Step::Rest),
         ] {
             assert_eq!(step(facts), expected, "{facts:?}");
         }
+    }
+
+    #[test]
+    fn nodes_that_are_well_take_their_time() {
+        let since = Timestamp::UNIX_EPOCH;
+        assert_eq!(forced_at(since, true), None);
+        assert_eq!(forced_at(since, false), Some(Timestamp::from_second(360).unwrap()));
     }
 
     #[test]

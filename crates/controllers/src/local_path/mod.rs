@@ -4,10 +4,13 @@
 //! this node only. A claim that asks for more gets it; a released volume goes with its directory. A claim whose
 //! source is another one starts with a copy of that one's files.
 //!
-//! Sizes are what claims asked for; a directory is as large as its disk lets it be.
+//! Sizes are what claims asked for. They are enforced where the file system has project quotas, and by the length of
+//! the file behind a volume of mode Block; an annotation of the volume says whether they are.
 
 mod files;
 pub mod plan;
+mod quota;
+pub mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,18 +18,23 @@ use std::sync::Arc;
 use api::prelude::*;
 use client::{BoxFuture, Client, DeleteParams, Patch};
 use reconcile::{
-    Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, WorkQueue,
+    Action, Context, ControlError, Controller, Descriptor, Informer, Reconcile, Recorder, Scope, WorkQueue,
 };
 use serde_json::json;
 use volumes::{LOCAL_PROVISIONER, annotated, annotation};
 
 use crate::persistentvolume::expand::wants_more;
 use crate::persistentvolume::is_asked;
+use crate::snapshot::objects::{CONTENTS, Dynamic, SNAPSHOTS};
+use crate::snapshot::plan::is_for;
 
 const NAME: &str = "local-path-provisioner";
 const WORKERS: usize = 4;
 const CLAIM: &str = "claim:";
 const VOLUME: &str = "volume:";
+
+/// Annotation of a volume: whether its size is enforced, or why not.
+const SIZE_ENFORCED: &str = "local.ferry.dev/size-enforced";
 
 /// Where volumes are made.
 #[derive(Debug, Clone)]
@@ -50,6 +58,8 @@ struct Loop {
     volumes: Arc<Informer<PersistentVolume>>,
     classes: Arc<Informer<StorageClass>>,
     nodes: Arc<Informer<Node>>,
+    snapshots: Arc<Informer<Dynamic>>,
+    contents: Arc<Informer<Dynamic>>,
 }
 
 fn is_ours(volume: &PersistentVolume) -> bool {
@@ -66,6 +76,8 @@ fn build(context: &Context, place: Place) -> Controller {
         volumes: context.informers.get::<PersistentVolume>(),
         classes: context.informers.get::<StorageClass>(),
         nodes: context.informers.get::<Node>(),
+        snapshots: context.informers.get_dynamic(SNAPSHOTS.clone(), Scope::default(), false),
+        contents: context.informers.get_dynamic(CONTENTS.clone(), Scope::default(), false),
     });
     let to = queue.clone();
     this.claims.on_event(move |event| {
@@ -126,21 +138,54 @@ impl Loop {
         let node = self.nodes.store().get(&self.place.node);
         let host =
             node.as_ref().and_then(|n| n.metadata.labels.as_ref()?.get("kubernetes.io/hostname").cloned());
+        plan::check_size(claim, quota::capacity(&self.place.root), &self.place.node)?;
         let directory = plan::directory(&self.place.root, claim);
         let source = match plan::source(claim)? {
-            Some(name) => Some(self.source(claim, &name)?),
+            Some(plan::Source::Claim(name)) => Some(self.source(claim, &name)?),
+            Some(plan::Source::Snapshot(name)) => Some(self.snapshot(claim, &name)?),
             None => None,
         };
-        let volume = plan::volume(claim, &class, &directory, host.as_deref().unwrap_or(&self.place.node))?;
-        let made = tokio::task::spawn_blocking(move || files::make(&directory, source.as_deref())).await;
-        made.map_err(|error| plan::Problem::passing(error.to_string()))?
-            .map_err(|error| plan::Problem::passing(error.to_string()))?;
+        let host = host.as_deref().unwrap_or(&self.place.node);
+        let mut volume = plan::volume(claim, &class, &directory, host)?;
+        let (form, project, bytes) = (plan::form(claim), quota::project(volume.name()), plan::bytes(claim));
+        let at = directory.clone();
+        let making = tokio::task::spawn_blocking(move || {
+            // Before anything is in it: what is made below inherits the limit.
+            files::make(&at, form, source.as_deref(), |empty| {
+                let _ = quota::limit(empty, project, bytes);
+                Ok(())
+            })?;
+            Ok::<_, std::io::Error>(enforced(&at, form, project, bytes))
+        });
+        let made = making.await.map_err(|error| plan::Problem::passing(error.to_string()))?;
+        let said = made.map_err(|error| plan::Problem::passing(error.to_string()))?;
+        volumes::annotate(&mut volume.metadata, SIZE_ENFORCED, &said);
         match self.client.create_typed(&volume).await {
             Ok(_) => {}
             Err(error) if error.is_already_exists() => {}
             Err(error) => return Err(plan::Problem::passing(error.to_string())),
         }
         Ok(volume.name().to_owned())
+    }
+
+    /// The copy that a snapshot is, if the two point at each other.
+    fn snapshot(&self, claim: &PersistentVolumeClaim, name: &str) -> Result<PathBuf, plan::Problem> {
+        let wait = |why: String| {
+            plan::Problem::passing(format!(
+                "error getting handle for DataSource Type VolumeSnapshot by Name {name}: {why}"
+            ))
+        };
+        let found = self.snapshots.store().get_in(claim.namespace(), name);
+        let found = found.filter(|s| !s.is_terminating()).ok_or_else(|| {
+            wait(format!("error getting snapshot {name} from api server: volumesnapshots.snapshot.storage.k8s.io {name:?} not found"))
+        })?;
+        let content = self.contents.store().get(found.text("/status/boundVolumeSnapshotContentName"));
+        let content = content.filter(|content| found.is_ready() && is_for(content, &found));
+        let content = content.ok_or_else(|| wait(format!("snapshot {name} is not Ready")))?;
+        let size = content.0.pointer("/status/restoreSize").and_then(serde_json::Value::as_i64);
+        plan::check_restore(claim, size, content.text("/spec/sourceVolumeMode"))?;
+        let path = snapshots::path(&self.place.root, content.text("/status/snapshotHandle"));
+        path.filter(|path| path.exists()).ok_or_else(|| wait("the snapshot is not on this node".into()))
     }
 
     /// The directory of the claim that another one is to start as a copy of.
@@ -177,6 +222,24 @@ impl Loop {
         let asked = claim.spec.as_ref().and_then(|s| s.resources.as_ref()?.requests.as_ref()?.get("storage"));
         let Some(asked) = asked else { return Ok(()) };
         self.recorder.normal(claim, "Resizing", format!("External resizer is resizing volume {name}"));
+        if let Err(problem) = plan::check_size(claim, quota::capacity(&self.place.root), &self.place.node) {
+            let message =
+                format!("resize volume {name:?} by resizer {LOCAL_PROVISIONER:?} failed: {}", problem.why);
+            self.recorder.warning(claim, "VolumeResizeFailed", message);
+            return Ok(());
+        }
+        if let Some(path) = plan::path(&volume).map(Path::to_owned) {
+            let (form, project, bytes) =
+                (plan::form(claim), quota::project(volume.name()), plan::bytes(claim));
+            let growing = tokio::task::spawn_blocking(move || {
+                if let files::Form::Disk(bytes) = form {
+                    files::grow(&path, bytes)?;
+                }
+                Ok::<_, std::io::Error>(enforced(&path, form, project, bytes))
+            });
+            let grown = growing.await.map_err(std::io::Error::other).and_then(|grown| grown);
+            grown.map_err(|error| ControlError::Unfinished(error.to_string()))?;
+        }
         let patch = Patch::Merge(json!({"spec": {"capacity": {"storage": asked}}}));
         self.client.patch(&PersistentVolume::GVR, "", volume.name(), "", &patch).await?;
         let mut larger = claim.clone();
@@ -209,6 +272,17 @@ impl Loop {
         let params = DeleteParams::only_uid(volume.uid());
         self.client.delete_typed::<PersistentVolume>("", name, &params).await?;
         Ok(())
+    }
+}
+
+/// Has the file system keep a volume to its size; says whether it does.
+fn enforced(path: &Path, form: files::Form, project: u32, bytes: u64) -> String {
+    if form != files::Form::Directory {
+        return "true".into();
+    }
+    match quota::limit(path, project, bytes) {
+        Ok(()) => "true".into(),
+        Err(error) => format!("false: {}", quota::why_not(&error)),
     }
 }
 

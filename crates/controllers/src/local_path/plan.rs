@@ -9,6 +9,8 @@ use api::k8s_openapi::api::core::v1::{
 use api::prelude::*;
 use volumes::{LOCAL_PROVISIONER, annotation, storage};
 
+use super::files::Form;
+
 /// Keeps a volume's object until its directory is gone, whatever order things are deleted in.
 pub const FINALIZER: &str = "external-provisioner.volume.kubernetes.io/finalizer";
 
@@ -69,18 +71,72 @@ pub fn end(volume: &PersistentVolume) -> Option<End> {
     }
 }
 
-/// The claim that this one is to start as a copy of.
-pub fn source(claim: &PersistentVolumeClaim) -> Result<Option<String>, Problem> {
+/// What a claim is to start as a copy of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Another claim's volume as it is.
+    Claim(String),
+    /// A volume as it was.
+    Snapshot(String),
+}
+
+/// What a claim is to start as a copy of, if anything.
+pub fn source(claim: &PersistentVolumeClaim) -> Result<Option<Source>, Problem> {
     let Some(spec) = &claim.spec else { return Ok(None) };
-    let (kind, name) = match (&spec.data_source_ref, &spec.data_source) {
-        (Some(from), _) => (from.kind.as_str(), from.name.clone()),
-        (None, Some(from)) => (from.kind.as_str(), from.name.clone()),
+    let (group, kind, name) = match (&spec.data_source_ref, &spec.data_source) {
+        (Some(from), _) => (&from.api_group, from.kind.as_str(), from.name.clone()),
+        (None, Some(from)) => (&from.api_group, from.kind.as_str(), from.name.clone()),
         (None, None) => return Ok(None),
     };
-    match kind {
-        "PersistentVolumeClaim" => Ok(Some(name)),
-        other => Err(Problem::lasting(format!("{LOCAL_PROVISIONER} cannot start a volume from a {other}"))),
+    match (group.as_deref().unwrap_or_default(), kind) {
+        ("", "PersistentVolumeClaim") => Ok(Some(Source::Claim(name))),
+        ("snapshot.storage.k8s.io", "VolumeSnapshot") => Ok(Some(Source::Snapshot(name))),
+        (_, other) => {
+            Err(Problem::lasting(format!("{LOCAL_PROVISIONER} cannot start a volume from a {other}")))
+        }
     }
+}
+
+/// Bytes that a claim asks for.
+pub fn bytes(claim: &PersistentVolumeClaim) -> u64 {
+    let asked = claim.spec.as_ref().and_then(|s| storage(s.resources.as_ref()?.requests.as_ref()));
+    asked.map_or(0, |asked| u64::try_from(asked.value()).unwrap_or(0))
+}
+
+/// What a claim's volume is on the disk.
+pub fn form(claim: &PersistentVolumeClaim) -> Form {
+    match claim.spec.as_ref().and_then(|s| s.volume_mode.as_deref()) {
+        Some("Block") => Form::Disk(bytes(claim)),
+        _ => Form::Directory,
+    }
+}
+
+/// Refuses a claim that asks for more than the whole disk has.
+pub fn check_size(claim: &PersistentVolumeClaim, disk: Option<u64>, node: &str) -> Result<(), Problem> {
+    let asked = bytes(claim);
+    match disk {
+        Some(disk) if asked > disk => Err(Problem::lasting(format!(
+            "{asked} bytes are asked for, but the disk of node {node} has {disk}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a claim may start as a copy of a snapshot of this size and mode.
+pub fn check_restore(claim: &PersistentVolumeClaim, size: Option<i64>, mode: &str) -> Result<(), Problem> {
+    if size.is_some_and(|size| u64::try_from(size).is_ok_and(|size| bytes(claim) < size)) {
+        let (asked, has) = (bytes(claim), size.unwrap_or(0));
+        let why =
+            format!("requested volume size {asked} is less than the size {has} for the source snapshot");
+        return Err(Problem::lasting(why));
+    }
+    let own = claim.spec.as_ref().and_then(|s| s.volume_mode.as_deref()).unwrap_or("Filesystem");
+    if !mode.is_empty() && mode != own {
+        return Err(Problem::lasting(format!(
+            "requested volume mode {own} modifies the mode of the source snapshot, which is {mode}"
+        )));
+    }
+    Ok(())
 }
 
 /// Whether a claim may be a copy of another.
@@ -89,6 +145,13 @@ pub fn check_clone(claim: &PersistentVolumeClaim, source: &PersistentVolumeClaim
         c.spec.as_ref().and_then(|s| storage(s.resources.as_ref()?.requests.as_ref()))
     };
     let had = source.status.as_ref().and_then(|s| storage(s.capacity.as_ref()));
+    let mode = |c: &PersistentVolumeClaim| {
+        c.spec.as_ref().and_then(|s| s.volume_mode.clone()).unwrap_or("Filesystem".into())
+    };
+    if mode(claim) != mode(source) {
+        let why = "the source PVC and destination PVCs must have the same volumeMode";
+        return Err(Problem::lasting(why.into()));
+    }
     if size(claim) < had.or(size(source)) {
         let why =
             "error, new PVC request must be greater than or equal in size to the specified PVC data source";
@@ -107,9 +170,6 @@ pub fn volume(
     let spec = claim.spec.clone().unwrap_or_default();
     if spec.selector.is_some() {
         return Err(Problem::lasting("claim Selector is not supported".into()));
-    }
-    if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(Problem::lasting(format!("{LOCAL_PROVISIONER} makes no volumes of mode Block")));
     }
     let mut capacity = spec.resources.and_then(|r| r.requests).unwrap_or_default();
     capacity.retain(|name, _| name == "storage");
@@ -184,24 +244,37 @@ mod tests {
         assert!(volumes::is_bound_to(&made, &claimed) && volumes::check(&made, &claimed).is_ok());
         let spec = made.spec.unwrap();
         assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"));
-        for (more, why) in [
-            (json!({"selector": {}}), "claim Selector is not supported"),
-            (json!({"volumeMode": "Block"}), "local.ferry.dev makes no volumes of mode Block"),
-        ] {
-            assert_eq!(volume(&claim(more), &class, &at, "host").unwrap_err().why, why);
-        }
+        let refused = volume(&claim(json!({"selector": {}})), &class, &at, "host").unwrap_err();
+        assert_eq!(refused.why, "claim Selector is not supported");
+        assert_eq!(form(&claimed), Form::Directory);
+        assert_eq!(form(&claim(json!({"volumeMode": "Block"}))), Form::Disk(1 << 30));
+        assert_eq!(check_size(&claimed, Some(1 << 30), "n"), Ok(()));
+        assert!(check_size(&claimed, Some(1 << 29), "n").unwrap_err().lasting);
     }
 
     #[test]
     fn copies() {
         let from = |kind: &str| claim(json!({"dataSource": {"kind": kind, "name": "s"}}));
         assert_eq!(source(&claim(json!({}))), Ok(None));
-        assert_eq!(source(&from("PersistentVolumeClaim")), Ok(Some("s".into())));
-        assert!(source(&from("VolumeSnapshot")).unwrap_err().lasting);
+        assert_eq!(source(&from("PersistentVolumeClaim")), Ok(Some(Source::Claim("s".into()))));
+        assert!(source(&from("Other")).unwrap_err().lasting);
+        let group = "snapshot.storage.k8s.io";
+        let restored =
+            claim(json!({"dataSource": {"apiGroup": group, "kind": "VolumeSnapshot", "name": "s"}}));
+        assert_eq!(source(&restored), Ok(Some(Source::Snapshot("s".into()))));
+        for (size, mode, fine) in [
+            (None, "", true),
+            (Some(1 << 30), "Filesystem", true),
+            (Some(2 << 30), "", false),
+            (None, "Block", false),
+        ] {
+            assert_eq!(check_restore(&restored, size, mode).is_ok(), fine, "{size:?} {mode}");
+        }
         let larger = claim(json!({"resources": {"requests": {"storage": "2Gi"}}}));
         assert!(
             check_clone(&larger, &claim(json!({}))).is_ok()
                 && check_clone(&claim(json!({})), &larger).is_err()
+                && check_clone(&claim(json!({"volumeMode": "Block"})), &claim(json!({}))).is_err()
         );
     }
 

@@ -1,10 +1,14 @@
 //! Storage drivers of the node: who has registered, what they can do, and the CSINode object that tells the cluster.
 
+mod expand;
 pub mod request;
+pub mod stats;
+mod undo;
 pub mod volume;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::k8s_openapi::api::storage::v1::{CSINodeDriver, CSINodeSpec, VolumeNodeResources};
@@ -17,9 +21,13 @@ use rpc::csi::node_service_capability::{self, rpc::Type};
 use rpc::csi::{NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetInfoResponse};
 use rpc::pluginregistration::PluginInfo;
 use serde_json::json;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::plugins::Handler;
 
+/// The plugin's name in directories.
+pub const PLUGIN: &str = "kubernetes.io/csi";
 /// Longest wait for a driver to do something (upstream's `csiTimeout`).
 pub const CALL_MAX: Duration = Duration::from_secs(120);
 /// How often a CSINode that others change at the same time is written before giving up.
@@ -32,6 +40,10 @@ pub struct Driver {
     pub channel: Channel,
     /// What it can do.
     pub abilities: Vec<Type>,
+    /// Has it asked again how many volumes it can have.
+    look_again: Arc<Notify>,
+    /// Ends with the registration.
+    _follower: Arc<DropGuard>,
 }
 
 impl Driver {
@@ -47,22 +59,50 @@ impl Driver {
 }
 
 /// The node's drivers.
+#[derive(Clone)]
 pub struct Drivers {
     client: Client,
     node: String,
-    registered: Mutex<HashMap<String, Driver>>,
+    registered: Arc<Mutex<HashMap<String, Driver>>>,
 }
 
 impl Drivers {
     /// None yet.
     pub fn new(client: Client, node: &str) -> Drivers {
-        Drivers { client, node: node.to_owned(), registered: Mutex::default() }
+        Drivers { client, node: node.to_owned(), registered: Arc::default() }
     }
 
     /// A driver by name.
     pub fn get(&self, name: &str) -> Result<Driver, String> {
         let found = self.registered.lock().get(name).cloned();
         found.ok_or_else(|| format!("driver name {name} not found in the list of registered CSI drivers"))
+    }
+
+    /// Has a driver asked again how many volumes the node can have.
+    pub fn look_again(&self, name: &str) {
+        if let Some(driver) = self.registered.lock().get(name) {
+            driver.look_again.notify_one();
+        }
+    }
+
+    /// Keeps what the CSINode says of a driver up to date: as often as its object asks for, and when told to.
+    async fn follow(self, name: String, channel: Channel, look_again: Arc<Notify>) {
+        loop {
+            let object = self.client.get_typed::<CSIDriver>("", &name).await.ok();
+            let seconds = object.and_then(|o| o.spec.node_allocatable_update_period_seconds);
+            let period = seconds.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+            tokio::select! {
+                () = look_again.notified() => {}
+                () = tokio::time::sleep(period.unwrap_or_default()), if period.is_some() => {}
+            }
+            let mut node = NodeClient::new(channel.clone());
+            let asked = tokio::time::timeout(CALL_MAX, node.node_get_info(NodeGetInfoRequest {})).await;
+            let Ok(Ok(info)) = asked else { continue };
+            let info = info.into_inner();
+            if let Err(error) = self.change(|csi_node| add(csi_node, &name, &info)).await {
+                tracing::warn!(driver = name, %error, "what a driver can have could not be written");
+            }
+        }
     }
 
     /// Makes the node's CSINode object if there is none. Drivers are added when they register.
@@ -105,7 +145,15 @@ impl Drivers {
             Some(node_service_capability::Type::Rpc(rpc)) => Type::try_from(rpc.r#type).ok(),
             None => None,
         });
-        let driver = Driver { channel: driver_channel, abilities: abilities.collect() };
+        let (stop, look_again) = (CancellationToken::new(), Arc::new(Notify::new()));
+        let follower = self.clone().follow(name.to_owned(), driver_channel.clone(), look_again.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(follower));
+        let driver = Driver {
+            channel: driver_channel,
+            abilities: abilities.collect(),
+            look_again,
+            _follower: Arc::new(stop.drop_guard()),
+        };
         self.registered.lock().insert(name.to_owned(), driver);
         let added = self.change(|csi_node| add(csi_node, name, &info)).await;
         added.map_err(|error| format!("error updating CSINode object with CSI driver node info: {error}"))?;

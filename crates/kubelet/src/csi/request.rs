@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use api::k8s_openapi::api::core::v1::{PersistentVolumeSpec, Secret};
+use api::k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, PersistentVolumeSpec, Secret};
 use api::prelude::*;
 use rpc::csi::VolumeCapability;
 use rpc::csi::node_service_capability::rpc::Type;
 use rpc::csi::volume_capability::access_mode::Mode;
-use rpc::csi::volume_capability::{AccessMode, AccessType, MountVolume};
+use rpc::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use rpc::tonic;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -33,6 +33,18 @@ pub struct Note {
     pub volume_lifecycle_mode: String,
 }
 
+impl Note {
+    /// The note of a claim's volume.
+    pub fn of(source: &CSIPersistentVolumeSource, volume: &str, mode: &str) -> Note {
+        Note {
+            driver_name: source.driver.clone(),
+            volume_handle: source.volume_handle.clone(),
+            spec_volume: volume.to_owned(),
+            volume_lifecycle_mode: mode.to_owned(),
+        }
+    }
+}
+
 fn hex(digest: impl AsRef<[u8]>) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -46,6 +58,26 @@ pub fn say(status: &tonic::Status) -> String {
 /// Where a volume is staged.
 pub fn staging(root: &Path, driver: &str, handle: &str) -> PathBuf {
     root.join("plugins/kubernetes.io/csi").join(driver).join(hex(Sha256::digest(handle))).join("globalmount")
+}
+
+/// Where drivers' block volumes have their files.
+fn block(root: &Path) -> PathBuf {
+    root.join("plugins").join(super::PLUGIN).join("volumeDevices")
+}
+
+/// Where a block volume is staged.
+pub fn block_staging(root: &Path, volume: &str) -> PathBuf {
+    block(root).join("staging").join(volume)
+}
+
+/// The file that a block volume is published at for a pod.
+pub fn block_target(root: &Path, volume: &str, pod_uid: &str) -> PathBuf {
+    block(root).join("publish").join(volume).join(pod_uid)
+}
+
+/// Where the note of a block volume is.
+pub fn block_data(root: &Path, volume: &str) -> PathBuf {
+    block(root).join(volume).join("data")
 }
 
 /// Name of the attachment of a volume to a node.
@@ -78,6 +110,12 @@ pub fn capability(
         _ if fine => Mode::SingleNodeMultiWriter,
         _ => Mode::SingleNodeWriter,
     };
+    if spec.volume_mode.as_deref() == Some("Block") {
+        return VolumeCapability {
+            access_mode: Some(AccessMode { mode: mode.into() }),
+            access_type: Some(AccessType::Block(BlockVolume {})),
+        };
+    }
     let flags = spec.mount_options.clone().unwrap_or_default();
     mounted(mode, fs_type, flags, group.filter(|_| driver.can(Type::VolumeMountGroup)))
 }

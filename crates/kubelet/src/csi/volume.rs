@@ -1,7 +1,7 @@
-//! Volumes of drivers in pods: attached, staged, published, and all of that undone.
+//! Volumes of drivers in pods: attached, staged, published.
 //!
 //! What was published is noted beside the mount, so that a kubelet that starts anew knows whom to ask to undo it.
-//! A volume is unstaged when the last note of it on this node is gone.
+//! A volume is unstaged when the last note of it on this node is gone (`undo`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -14,68 +14,109 @@ use api::prelude::*;
 use client::Client;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
+use reconcile::Recorder;
 use rpc::csi::node_service_capability::rpc::Type;
 use rpc::csi::volume_capability::access_mode::Mode;
-use rpc::csi::{
-    CapacityRange, NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
-};
+use rpc::csi::{NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability};
 use rpc::tonic;
 use serde_json::json;
 use stdx::Clock;
 use tokio::sync::watch;
 
 use super::request::{self, NOTE, Note};
-use super::{CALL_MAX, Driver, Drivers};
+use super::{CALL_MAX, Driver, Drivers, PLUGIN};
 use crate::security;
 use crate::spec::{self, PodDirs};
-use crate::volume::mount;
+use crate::volume::problem::Problem;
 use crate::volume::token::Tokens;
+use crate::volume::{device, mount};
 
-/// The plugin's name in pods' directories.
-const PLUGIN: &str = "kubernetes.io/csi";
 /// Longest wait for an attachment before the pod's worker looks around again.
 const ATTACH_MAX: Duration = Duration::from_secs(5);
 /// How often volumes of drivers that ask for it are published again.
 const REPUBLISH: SignedDuration = SignedDuration::from_secs(60);
+/// How often volumes that could grow are looked at: nodes may read single claims, but not watch them.
+const GROWTH_LOOK: SignedDuration = SignedDuration::from_secs(60);
 /// Life of a token when a driver names none, in seconds.
 const TOKEN_SECONDS_DEFAULT: i64 = 3600;
+/// gRPC's code for a node that is full.
+const RESOURCE_EXHAUSTED: i32 = 8;
 
 /// Makes and unmakes volumes of drivers.
 pub struct CsiVolumes {
-    client: Client,
-    node: String,
-    root: PathBuf,
+    pub(super) client: Client,
+    pub(super) node: String,
+    pub(super) root: PathBuf,
+    pub(super) recorder: Recorder,
     clock: Arc<dyn Clock>,
     /// The node's drivers.
     pub drivers: Arc<Drivers>,
     /// Volumes that the cluster says are attached here.
     attached: watch::Receiver<BTreeSet<String>>,
     /// Attachable volumes in use here.
-    in_use: watch::Sender<BTreeSet<String>>,
+    pub(super) in_use: watch::Sender<BTreeSet<String>>,
     /// Mounts that were published in this life, by target.
-    published: Mutex<HashSet<PathBuf>>,
+    pub(super) published: Mutex<HashSet<PathBuf>>,
     /// Where volumes were staged in this life.
-    staged: Mutex<HashSet<PathBuf>>,
-    /// One operation at a time per volume.
-    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    pub(super) staged: Mutex<HashSet<PathBuf>>,
+    /// Staging and unstaging of a volume exclude everything else about it; what pods do with a volume that is staged
+    /// does not hold up other pods.
+    locks: Mutex<HashMap<String, Arc<tokio::sync::RwLock<()>>>>,
+    /// One operation at a time per pod and volume.
+    targets: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A volume that is ready, and when it has to be looked at again.
 pub struct Ready {
-    /// Where it is mounted.
+    /// Where it is.
     pub path: PathBuf,
-    /// When to publish it again.
+    /// It is a device; whether read-only.
+    pub device: Option<bool>,
+    /// When to look at it again.
     pub refresh_at: Option<Timestamp>,
 }
 
+/// A claim's volume that a pod wants.
+pub struct Wanted<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its directories.
+    pub dirs: &'a PodDirs,
+    /// The volume.
+    pub volume: &'a PersistentVolume,
+    /// Its claim.
+    pub claim: &'a PersistentVolumeClaim,
+    /// Nobody is to write to it.
+    pub read_only: bool,
+}
+
+/// What a volume's publishing needs to know.
+pub(super) struct Publish<'a> {
+    pub wanted: &'a Wanted<'a>,
+    pub source: &'a CSIPersistentVolumeSource,
+    pub object: Option<&'a CSIDriver>,
+    pub driver: &'a Driver,
+    pub capability: &'a VolumeCapability,
+    pub staging: PathBuf,
+    pub target: PathBuf,
+    pub block: bool,
+}
+
 /// Asks a driver, with a limit; errors in the words of Go's client.
-async fn ask<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, String> {
+pub(super) async fn ask<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, tonic::Status> {
     match tokio::time::timeout(CALL_MAX, call).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(request::say(&status)),
-        Err(_) => Err("rpc error: code = DeadlineExceeded desc = context deadline exceeded".into()),
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(tonic::Status::deadline_exceeded("context deadline exceeded")),
     }
+}
+
+/// The lock of a key; those that nobody holds or waits for any more are let go.
+fn lock_of<K: Eq + std::hash::Hash, L: Default>(locks: &Mutex<HashMap<K, Arc<L>>>, key: K) -> Arc<L> {
+    let mut locks = locks.lock();
+    locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+    locks.entry(key).or_default().clone()
 }
 
 impl CsiVolumes {
@@ -85,31 +126,31 @@ impl CsiVolumes {
         node: &str,
         root: &Path,
         clock: Arc<dyn Clock>,
-        attached: watch::Receiver<BTreeSet<String>>,
-        in_use: watch::Sender<BTreeSet<String>>,
+        recorder: Recorder,
+        (attached, in_use): (watch::Receiver<BTreeSet<String>>, watch::Sender<BTreeSet<String>>),
     ) -> Self {
         CsiVolumes {
             drivers: Arc::new(Drivers::new(client.clone(), node)),
             client,
             node: node.to_owned(),
             root: root.to_owned(),
+            recorder,
             clock,
             attached,
             in_use,
             published: Mutex::default(),
             staged: Mutex::default(),
             locks: Mutex::default(),
+            targets: Mutex::default(),
         }
     }
 
-    async fn lock(&self, driver: &str, handle: &str) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock();
-            // Those that nobody holds or waits for any more.
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            locks.entry(request::unique_name(driver, handle)).or_default().clone()
-        };
-        lock.lock_owned().await
+    pub(super) fn volume_lock(&self, driver: &str, handle: &str) -> Arc<tokio::sync::RwLock<()>> {
+        lock_of(&self.locks, request::unique_name(driver, handle))
+    }
+
+    pub(super) async fn target_lock(&self, target: &Path) -> tokio::sync::OwnedMutexGuard<()> {
+        lock_of(&self.targets, target.to_owned()).lock_owned().await
     }
 
     fn driver(&self, name: &str) -> Result<Driver, String> {
@@ -126,28 +167,31 @@ impl CsiVolumes {
         }
     }
 
-    async fn secrets(&self, reference: Option<&SecretReference>) -> Result<BTreeMap<String, String>, String> {
+    pub(super) async fn secrets(
+        &self,
+        reference: Option<&SecretReference>,
+        what: &str,
+    ) -> Result<BTreeMap<String, String>, String> {
         let Some(reference) = reference else { return Ok(BTreeMap::new()) };
         let (namespace, name) = (
             reference.namespace.as_deref().unwrap_or_default(),
             reference.name.as_deref().unwrap_or_default(),
         );
         let found = self.client.get_typed::<Secret>(namespace, name).await;
-        let found =
-            found.map_err(|e| format!("fetching NodePublishSecretRef {namespace}/{name} failed: {e}"))?;
+        let found = found.map_err(|e| format!("fetching {what} {namespace}/{name} failed: {e}"))?;
         Ok(request::credentials(&found))
     }
 
-    /// What the driver gets to know of the pod.
+    /// What the driver gets to know of the pod: context, and secrets for drivers that want tokens there.
     async fn about(
         &self,
         pod: &Pod,
         object: Option<&CSIDriver>,
         ephemeral: bool,
         tokens: &Tokens,
-    ) -> Result<BTreeMap<String, String>, String> {
-        let Some(spec) = object.map(|o| &o.spec) else { return Ok(BTreeMap::new()) };
-        let mut context = BTreeMap::new();
+    ) -> Result<(BTreeMap<String, String>, BTreeMap<String, String>), String> {
+        let (mut context, mut secrets) = (BTreeMap::new(), BTreeMap::new());
+        let Some(spec) = object.map(|o| &o.spec) else { return Ok((context, secrets)) };
         if spec.pod_info_on_mount == Some(true) {
             context.extend(request::pod_info(pod, ephemeral));
         }
@@ -161,9 +205,11 @@ impl CsiVolumes {
         }
         if !issued.is_empty() {
             let text = serde_json::Value::Object(issued).to_string();
-            context.insert("csi.storage.k8s.io/serviceAccount.tokens".into(), text);
+            let to =
+                if spec.service_account_token_in_secrets == Some(true) { &mut secrets } else { &mut context };
+            to.insert("csi.storage.k8s.io/serviceAccount.tokens".into(), text);
         }
-        Ok(context)
+        Ok((context, secrets))
     }
 
     /// Waits until the volume is attached; what the attacher has to say comes back.
@@ -171,107 +217,178 @@ impl CsiVolumes {
         &self,
         volume: &str,
         source: &CSIPersistentVolumeSource,
-    ) -> Result<BTreeMap<String, String>, String> {
+    ) -> Result<BTreeMap<String, String>, Problem> {
         let unique = request::unique_name(&source.driver, &source.volume_handle);
         // Said before anything is done with it: it is not to be detached from now on.
         self.in_use.send_if_modified(|all| all.insert(unique.clone()));
         let mut attached = self.attached.clone();
         let wait = attached.wait_for(|all| all.contains(&unique));
-        if !matches!(tokio::time::timeout(ATTACH_MAX, wait).await, Ok(Ok(_))) {
-            return Err(format!(
-                "volume {volume:?} is not attached to the node yet: timed out waiting for external-attacher of {} CSI driver to attach volume {}",
-                source.driver, source.volume_handle
-            ));
-        }
+        let there = matches!(tokio::time::timeout(ATTACH_MAX, wait).await, Ok(Ok(_)));
         let name = request::attachment(&source.volume_handle, &source.driver, &self.node);
-        let found =
-            self.client.get_typed::<VolumeAttachment>("", &name).await.map_err(|error| error.to_string())?;
+        let found = match self.client.get_typed::<VolumeAttachment>("", &name).await {
+            Ok(found) => found,
+            Err(_) if !there => return Err(Problem::Unattached),
+            Err(error) => return Err(Problem::mount(volume, error)),
+        };
         let status = found.status.unwrap_or_default();
-        match status.attached {
-            true => Ok(status.attachment_metadata.unwrap_or_default()),
-            false => Err(format!("attachment {name} of volume {volume:?} is not attached")),
+        let full = status.attach_error.as_ref().and_then(|e| e.error_code) == Some(RESOURCE_EXHAUSTED);
+        match (there && status.attached, full) {
+            (true, _) => Ok(status.attachment_metadata.unwrap_or_default()),
+            (false, true) => {
+                // What the node said of its room was wrong: it is asked again.
+                self.drivers.look_again(&source.driver);
+                Err(Problem::Exhausted)
+            }
+            (false, false) => Err(Problem::Unattached),
         }
     }
 
     /// Makes a claim's volume ready for a pod.
-    pub async fn set_up(
-        &self,
-        pod: &Pod,
-        dirs: &PodDirs,
-        volume: &PersistentVolume,
-        claim: &PersistentVolumeClaim,
-        read_only: bool,
-        tokens: &Tokens,
-    ) -> Result<Ready, String> {
-        let spec = volume.spec.clone().unwrap_or_default();
-        let Some(source) = &spec.csi else { return Err("volume source not found in volume.Spec".into()) };
-        if spec.volume_mode.as_deref() == Some("Block") {
-            return Err("volumes of mode Block are not supported on this node".into());
-        }
-        let target = dirs.volume(PLUGIN, volume.name()).join("mount");
-        let object = self.object(&source.driver).await?;
-        let republish = object.as_ref().is_some_and(|o| o.spec.requires_republish == Some(true));
-        let refresh_at = republish.then(|| self.clock.now() + REPUBLISH);
-        let _one = self.lock(&source.driver, &source.volume_handle).await;
-        if !republish && self.published.lock().contains(&target) {
-            return Ok(Ready { path: target, refresh_at });
-        }
-        let driver = self.driver(&source.driver)?;
-        let attach = object.as_ref().is_none_or(|o| o.spec.attach_required != Some(false));
-        let publish_context =
-            if attach { self.attachment(volume.name(), source).await? } else { BTreeMap::new() };
+    pub async fn set_up(&self, wanted: &Wanted<'_>, tokens: &Tokens) -> Result<Ready, Problem> {
+        let name = wanted.volume.name();
+        let failed = |why: String| Problem::mount(name, why);
+        let spec = wanted.volume.spec.clone().unwrap_or_default();
+        let Some(source) = &spec.csi else {
+            return Err(failed("volume source not found in volume.Spec".into()));
+        };
+        let block = spec.volume_mode.as_deref() == Some("Block");
+        let read_only = wanted.read_only || source.read_only == Some(true);
+        let target = match block {
+            true => request::block_target(&self.root, name, wanted.pod.uid()),
+            false => wanted.dirs.volume(PLUGIN, name).join("mount"),
+        };
+        let object = self.object(&source.driver).await.map_err(failed)?;
+        let object = object.as_ref();
+        let republish = object.is_some_and(|o| o.spec.requires_republish == Some(true)) && !block;
+        let _one = self.target_lock(&target).await;
+        let driver = self.driver(&source.driver).map_err(failed)?;
+        let grows = driver.can(Type::ExpandVolume);
+        let refresh_at = match (republish, grows) {
+            (true, _) => Some(self.clock.now() + REPUBLISH),
+            (false, true) => Some(self.clock.now() + GROWTH_LOOK),
+            (false, false) => None,
+        };
+        let group = security::fs_group(wanted.pod).filter(|_| !block);
         let fs_type = source.fs_type.clone().unwrap_or_default();
-        let group = security::fs_group(pod);
         let capability = request::capability(&spec, &fs_type, &driver, group);
-        let read_only = read_only || source.read_only == Some(true);
-        self.note(&target, volume.name(), &source.driver, &source.volume_handle, "Persistent")?;
-        let mut staging = PathBuf::new();
-        if driver.can(Type::StageUnstageVolume) {
-            staging = request::staging(&self.root, &source.driver, &source.volume_handle);
-            let staged = self.stage(&driver, source, &staging, &publish_context, &capability).await;
-            staged.map_err(|error| {
-                format!("MountVolume.MountDevice failed for volume {:?} : {error}", volume.name())
-            })?;
+        let staging = match (driver.can(Type::StageUnstageVolume), block) {
+            (false, _) => PathBuf::new(),
+            (true, true) => request::block_staging(&self.root, name),
+            (true, false) => request::staging(&self.root, &source.driver, &source.volume_handle),
+        };
+        let publish = Publish {
+            wanted,
+            source,
+            object,
+            driver: &driver,
+            capability: &capability,
+            staging,
+            target: target.clone(),
+            block,
+        };
+        let ready = || Ready {
+            path: if block { wanted.dirs.device(PLUGIN, name) } else { target.clone() },
+            device: block.then_some(read_only),
+            refresh_at,
+        };
+        let done = self.published.lock().contains(&target);
+        if republish || !done {
+            self.publish(&publish, read_only, tokens).await?;
         }
+        if grows && let Err(why) = self.expand(&publish).await {
+            // A volume that is there is of use as it is.
+            tracing::warn!(volume = name, ?why, "a volume could not be made larger");
+            if !done {
+                return Err(why);
+            }
+        }
+        self.published.lock().insert(target.clone());
+        Ok(ready())
+    }
+
+    /// Stages where that is to be done, publishes, and gives the volume to the pod's group.
+    async fn publish(&self, publish: &Publish<'_>, read_only: bool, tokens: &Tokens) -> Result<(), Problem> {
+        let Publish { wanted, source, object, driver, capability, staging, target, block } = publish;
+        let (name, pod) = (wanted.volume.name(), wanted.pod);
+        let step = if *block { "MapVolume.MapPodDevice" } else { "MountVolume.SetUp" };
+        let reason = if *block { "FailedMapVolume" } else { "FailedMount" };
+        let failed = |why: String| Problem::during(reason, step, name, why);
+        let attach = object.is_none_or(|o| o.spec.attach_required != Some(false));
+        let publish_context = if attach { self.attachment(name, source).await? } else { BTreeMap::new() };
+        let note = Note::of(source, name, "Persistent");
+        let lock = self.volume_lock(&source.driver, &source.volume_handle);
+        let _shared = loop {
+            let shared = lock.clone().read_owned().await;
+            self.note(publish, &note).map_err(failed)?;
+            if staging.as_os_str().is_empty() || self.staged.lock().contains(staging) {
+                break shared;
+            }
+            drop(shared);
+            let _alone = lock.clone().write_owned().await;
+            self.stage(publish, &publish_context).await.map_err(|error| {
+                let step = if *block { "MapVolume.SetUpDevice" } else { "MountVolume.MountDevice" };
+                Problem::during(reason, step, name, error)
+            })?;
+        };
         let mut volume_context = source.volume_attributes.clone().unwrap_or_default();
-        volume_context.extend(self.about(pod, object.as_ref(), false, tokens).await?);
-        let publish = NodePublishVolumeRequest {
+        let (context, token_secrets) = self.about(pod, *object, false, tokens).await.map_err(failed)?;
+        volume_context.extend(context);
+        let mut secrets = self
+            .secrets(source.node_publish_secret_ref.as_ref(), "NodePublishSecretRef")
+            .await
+            .map_err(failed)?;
+        secrets.extend(token_secrets);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(|error| failed(error.to_string()))?;
+        }
+        let asked = NodePublishVolumeRequest {
             volume_id: source.volume_handle.clone(),
             publish_context,
             staging_target_path: staging.display().to_string(),
             target_path: target.display().to_string(),
-            volume_capability: Some(capability.clone()),
+            volume_capability: Some((*capability).clone()),
             readonly: read_only,
-            secrets: self.secrets(source.node_publish_secret_ref.as_ref()).await?,
+            secrets,
             volume_context,
         };
-        ask(driver.node().node_publish_volume(publish)).await?;
-        let policy = object.as_ref().and_then(|o| o.spec.fs_group_policy.as_deref());
-        if let Some(group) = group.filter(|_| !driver.can(Type::VolumeMountGroup))
-            && request::gives_group(policy, &fs_type, spec.access_modes.as_deref(), read_only)
-        {
-            let context = spec::spec(pod).security_context.clone().unwrap_or_default();
-            let lazy = context.fs_group_change_policy.as_deref() == Some("OnRootMismatch");
-            let given = mount::set_group(&target, group, lazy);
-            given.map_err(|e| format!("applyFSGroup failed for vol {}: {e}", source.volume_handle))?;
+        let answer = ask(driver.node().node_publish_volume(asked)).await;
+        answer.map_err(|status| failed(request::say(&status)))?;
+        if *block {
+            let (root, dirs) = (self.root.clone(), wanted.dirs.clone());
+            let (volume, uid, from) = (name.to_owned(), pod.uid().to_owned(), target.clone());
+            let mapping =
+                tokio::task::spawn_blocking(move || device::map(&root, &dirs, PLUGIN, &volume, &uid, &from));
+            let mapped = mapping.await.map_err(|e| e.to_string()).and_then(|m| m.map_err(|e| e.to_string()));
+            let failed = |why| Problem::during("FailedMapVolume", "MapVolume.MapBlockVolume", name, why);
+            return mapped.map(drop).map_err(failed);
         }
-        if driver.can(Type::ExpandVolume) {
-            let path = target.display().to_string();
-            self.expand(&driver, source, volume, claim, (&path, &staging), capability).await?;
-        }
-        self.published.lock().insert(target.clone());
-        Ok(Ready { path: target, refresh_at })
+        self.give_to_group(publish, read_only).await.map_err(failed)
     }
 
-    /// Stages a volume, once for all pods.
+    async fn give_to_group(&self, publish: &Publish<'_>, read_only: bool) -> Result<(), String> {
+        let Publish { wanted, source, object, driver, target, .. } = publish;
+        let policy = object.and_then(|o| o.spec.fs_group_policy.as_deref());
+        let fs_type = source.fs_type.clone().unwrap_or_default();
+        let modes = wanted.volume.spec.as_ref().and_then(|s| s.access_modes.as_deref());
+        let group = security::fs_group(wanted.pod)
+            .filter(|_| !driver.can(Type::VolumeMountGroup))
+            .filter(|_| request::gives_group(policy, &fs_type, modes, read_only));
+        let Some(group) = group else { return Ok(()) };
+        let context = spec::spec(wanted.pod).security_context.clone().unwrap_or_default();
+        let lazy = context.fs_group_change_policy.as_deref() == Some("OnRootMismatch");
+        let at = target.clone();
+        let giving = tokio::task::spawn_blocking(move || mount::set_group(&at, group, lazy));
+        let given = giving.await.map_err(|e| e.to_string())?;
+        given.map_err(|e| format!("applyFSGroup failed for vol {}: {e}", source.volume_handle))
+    }
+
+    /// Stages a volume, once for all pods. Nobody else may be at it.
     async fn stage(
         &self,
-        driver: &Driver,
-        source: &CSIPersistentVolumeSource,
-        staging: &Path,
+        publish: &Publish<'_>,
         publish_context: &BTreeMap<String, String>,
-        capability: &rpc::csi::VolumeCapability,
     ) -> Result<(), String> {
+        let Publish { source, driver, capability, staging, .. } = publish;
         if self.staged.lock().contains(staging) {
             return Ok(());
         }
@@ -280,54 +397,13 @@ impl CsiVolumes {
             volume_id: source.volume_handle.clone(),
             publish_context: publish_context.clone(),
             staging_target_path: staging.display().to_string(),
-            volume_capability: Some(capability.clone()),
-            secrets: self.secrets(source.node_stage_secret_ref.as_ref()).await?,
+            volume_capability: Some((*capability).clone()),
+            secrets: self.secrets(source.node_stage_secret_ref.as_ref(), "NodeStageSecretRef").await?,
             volume_context: source.volume_attributes.clone().unwrap_or_default(),
         };
-        ask(driver.node().node_stage_volume(stage)).await?;
-        self.staged.lock().insert(staging.to_owned());
+        ask(driver.node().node_stage_volume(stage)).await.map_err(|status| request::say(&status))?;
+        self.staged.lock().insert(staging.clone());
         Ok(())
-    }
-
-    /// Lets the driver make a file system as large as its volume has become.
-    async fn expand(
-        &self,
-        driver: &Driver,
-        source: &CSIPersistentVolumeSource,
-        volume: &PersistentVolume,
-        claim: &PersistentVolumeClaim,
-        (path, staging): (&str, &Path),
-        capability: rpc::csi::VolumeCapability,
-    ) -> Result<(), String> {
-        let status = claim.status.clone().unwrap_or_default();
-        let pending = |c: &api::k8s_openapi::api::core::v1::PersistentVolumeClaimCondition| {
-            c.type_ == "FileSystemResizePending" && c.status == "True"
-        };
-        let capacity = volume.spec.as_ref().and_then(|s| s.capacity.as_ref()?.get("storage"));
-        let Some(capacity) = capacity.filter(|_| status.conditions.iter().flatten().any(pending)) else {
-            return Ok(());
-        };
-        let expand = NodeExpandVolumeRequest {
-            volume_id: source.volume_handle.clone(),
-            volume_path: path.to_owned(),
-            capacity_range: Some(CapacityRange {
-                required_bytes: volumes::quantity(capacity).value(),
-                ..CapacityRange::default()
-            }),
-            staging_target_path: staging.display().to_string(),
-            volume_capability: Some(capability),
-            secrets: self.secrets(source.node_expand_secret_ref.as_ref()).await?,
-        };
-        let expanded = ask(driver.node().node_expand_volume(expand)).await;
-        expanded.map_err(|error| {
-            format!("MountVolume.resizeFileSystem failed for volume {:?}: {error}", volume.name())
-        })?;
-        let mut grown = claim.clone();
-        let status = grown.status.get_or_insert_default();
-        status.capacity.get_or_insert_default().insert("storage".into(), capacity.clone());
-        status.conditions = None;
-        status.allocated_resource_statuses = None;
-        self.client.update_status_typed(&grown).await.map_err(|error| error.to_string()).map(drop)
     }
 
     /// Makes a volume that lives with its pod.
@@ -352,12 +428,20 @@ impl CsiVolumes {
         }
         let republish = object.as_ref().is_some_and(|o| o.spec.requires_republish == Some(true));
         let refresh_at = republish.then(|| self.clock.now() + REPUBLISH);
-        let _one = self.lock(&source.driver, &handle).await;
+        let _one = self.target_lock(&target).await;
         if !republish && self.published.lock().contains(&target) {
-            return Ok(Ready { path: target, refresh_at });
+            return Ok(Ready { path: target, device: None, refresh_at });
         }
         let driver = self.driver(&source.driver)?;
-        self.note(&target, name, &source.driver, &handle, "Ephemeral")?;
+        let note = Note {
+            driver_name: source.driver.clone(),
+            volume_handle: handle.clone(),
+            spec_volume: name.to_owned(),
+            volume_lifecycle_mode: "Ephemeral".into(),
+        };
+        if let Some(parent) = target.parent() {
+            write_note(parent, &note)?;
+        }
         let secret = source.node_publish_secret_ref.as_ref().map(|r| SecretReference {
             name: Some(r.name.clone()),
             namespace: Some(pod.namespace().to_owned()),
@@ -366,137 +450,49 @@ impl CsiVolumes {
         let group = security::fs_group(pod);
         let read_only = source.read_only == Some(true);
         let mut volume_context = source.volume_attributes.clone().unwrap_or_default();
-        volume_context.extend(self.about(pod, object.as_ref(), true, tokens).await?);
+        let (context, token_secrets) = self.about(pod, object.as_ref(), true, tokens).await?;
+        volume_context.extend(context);
+        let mut secrets = self.secrets(secret.as_ref(), "NodePublishSecretRef").await?;
+        secrets.extend(token_secrets);
         let told = group.filter(|_| driver.can(Type::VolumeMountGroup));
         let publish = NodePublishVolumeRequest {
             volume_id: handle,
             target_path: target.display().to_string(),
             volume_capability: Some(request::mounted(Mode::SingleNodeWriter, &fs_type, Vec::new(), told)),
             readonly: read_only,
-            secrets: self.secrets(secret.as_ref()).await?,
+            secrets,
             volume_context,
             ..NodePublishVolumeRequest::default()
         };
-        ask(driver.node().node_publish_volume(publish)).await?;
+        ask(driver.node().node_publish_volume(publish)).await.map_err(|status| request::say(&status))?;
         let policy = object.as_ref().and_then(|o| o.spec.fs_group_policy.as_deref());
         if let Some(group) = group.filter(|_| policy == Some("File") && !read_only && told.is_none()) {
             mount::set_group(&target, group, false).map_err(|error| error.to_string())?;
         }
         self.published.lock().insert(target.clone());
-        Ok(Ready { path: target, refresh_at })
+        Ok(Ready { path: target, device: None, refresh_at })
     }
 
     /// Remembers what is about to be published.
-    fn note(
-        &self,
-        target: &Path,
-        volume: &str,
-        driver: &str,
-        handle: &str,
-        mode: &str,
-    ) -> Result<(), String> {
-        let Some(parent) = target.parent() else { return Ok(()) };
-        let note = Note {
-            driver_name: driver.to_owned(),
-            volume_handle: handle.to_owned(),
-            spec_volume: volume.to_owned(),
-            volume_lifecycle_mode: mode.to_owned(),
-        };
-        let text = serde_json::to_string(&note).map_err(|error| error.to_string())?;
-        let written = fs::create_dir_all(parent).and_then(|()| fs::write(parent.join(NOTE), text));
-        written.map_err(|error| format!("failed to save volume info data: {error}"))
-    }
-
-    /// Takes everything away that was published for a pod.
-    pub async fn tear_down(&self, dirs: &PodDirs) -> Result<(), String> {
-        for (directory, note) in notes(dirs) {
-            self.unpublish(&directory, &note).await?;
+    fn note(&self, publish: &Publish<'_>, note: &Note) -> Result<(), String> {
+        let name = publish.wanted.volume.name();
+        if !publish.block {
+            return publish.target.parent().map_or(Ok(()), |parent| write_note(parent, note));
         }
-        Ok(())
-    }
-
-    async fn unpublish(&self, directory: &Path, note: &Note) -> Result<(), String> {
-        let target = directory.join("mount");
-        let _one = self.lock(&note.driver_name, &note.volume_handle).await;
-        let failed = |error: String| {
-            format!("UnmountVolume.TearDown failed for volume {:?} : {error}", note.spec_volume)
-        };
-        let driver = self.drivers.get(&note.driver_name).map_err(failed)?;
-        let unpublish = NodeUnpublishVolumeRequest {
-            volume_id: note.volume_handle.clone(),
-            target_path: target.display().to_string(),
-        };
-        ask(driver.node().node_unpublish_volume(unpublish)).await.map_err(failed)?;
-        self.published.lock().remove(&target);
-        let persistent = note.volume_lifecycle_mode == "Persistent";
-        let last = persistent && !self.is_noted_elsewhere(directory, note);
-        if last && driver.can(Type::StageUnstageVolume) {
-            let staging = request::staging(&self.root, &note.driver_name, &note.volume_handle);
-            let unstage = NodeUnstageVolumeRequest {
-                volume_id: note.volume_handle.clone(),
-                staging_target_path: staging.display().to_string(),
-            };
-            let failed =
-                |error: String| format!("UnmountDevice failed for volume {:?} : {error}", note.spec_volume);
-            ask(driver.node().node_unstage_volume(unstage)).await.map_err(failed)?;
-            self.staged.lock().remove(&staging);
-            if let Some(own) = staging.parent() {
-                // What is still mounted there is not ours to remove.
-                let _ = fs::remove_dir(&staging);
-                let _ = fs::remove_dir(own);
-            }
-        }
-        fs::remove_file(directory.join(NOTE)).map_err(|error| failed(error.to_string()))?;
-        // The driver may have removed the directory, as the protocol lets it.
-        let _ = fs::remove_dir(&target);
-        if last {
-            let unique = request::unique_name(&note.driver_name, &note.volume_handle);
-            self.in_use.send_if_modified(|all| all.remove(&unique));
-        }
-        Ok(())
-    }
-
-    /// Whether another pod here has the volume.
-    fn is_noted_elsewhere(&self, own: &Path, note: &Note) -> bool {
-        all_notes(&self.root).into_iter().any(|(directory, other)| {
-            directory != own
-                && other.driver_name == note.driver_name
-                && other.volume_handle == note.volume_handle
-        })
-    }
-
-    /// What an earlier life of this kubelet published and not yet took away: it is in use.
-    pub fn reconstruct(&self) {
-        let persistent =
-            all_notes(&self.root).into_iter().filter(|(_, n)| n.volume_lifecycle_mode == "Persistent");
-        let names: BTreeSet<String> =
-            persistent.map(|(_, n)| request::unique_name(&n.driver_name, &n.volume_handle)).collect();
-        self.in_use.send_if_modified(|all| {
-            all.extend(names);
-            !all.is_empty()
+        // Whose it is says the pod's link; what it is says the volume's note.
+        write_note(&request::block_data(&self.root, name), note)?;
+        let link = publish.wanted.dirs.device(PLUGIN, name);
+        let linked = fs::symlink_metadata(&link).is_ok();
+        let made = link.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| match linked {
+            true => Ok(()),
+            false => std::os::unix::fs::symlink(&publish.target, &link),
         });
+        made.map_err(|error| format!("failed to save volume info data: {error}"))
     }
 }
 
-/// The notes of a pod, with the directories they are in.
-fn notes(dirs: &PodDirs) -> Vec<(PathBuf, Note)> {
-    let below = dirs.volume(PLUGIN, "");
-    let entries = fs::read_dir(below).into_iter().flatten().flatten();
-    let read = |directory: PathBuf| {
-        let text = fs::read_to_string(directory.join(NOTE)).ok()?;
-        match serde_json::from_str(&text) {
-            Ok(note) => Some((directory, note)),
-            Err(error) => {
-                tracing::warn!(directory = %directory.display(), %error, "the note of a volume is damaged");
-                None
-            }
-        }
-    };
-    entries.map(|entry| entry.path()).filter_map(read).collect()
-}
-
-/// The notes of all pods.
-fn all_notes(root: &Path) -> Vec<(PathBuf, Note)> {
-    let pods = fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
-    pods.flat_map(|pod| notes(&PodDirs { root: pod.path(), logs: PathBuf::new() })).collect()
+fn write_note(directory: &Path, note: &Note) -> Result<(), String> {
+    let text = serde_json::to_string(note).map_err(|error| error.to_string())?;
+    let written = fs::create_dir_all(directory).and_then(|()| fs::write(directory.join(NOTE), text));
+    written.map_err(|error| format!("failed to save volume info data: {error}"))
 }

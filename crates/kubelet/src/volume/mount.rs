@@ -51,6 +51,11 @@ pub fn unmount_below(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether something is mounted exactly there, be it on a directory or a file.
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
+    Ok(mounts_below(path)?.iter().any(|point| point == path))
+}
+
 /// Mount points below `root` in the order they were made.
 fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;

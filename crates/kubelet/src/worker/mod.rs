@@ -35,11 +35,14 @@ use crate::spec::{self, PodDirs, Role, mark};
 use crate::status::{self, Inputs, Verdict};
 use crate::userns;
 use crate::volume::Mounted;
+use crate::volume::problem::Failed;
 
 /// Wait after a failure of the API, the runtime or a volume.
 const RETRY: Duration = Duration::from_secs(2);
 /// Longest wait between tries to make volumes or a sandbox.
 const RETRY_MAX: Duration = Duration::from_secs(120);
+/// How long volumes may be missing before the pod's events list them (upstream's `podAttachAndMountTimeout`).
+const MOUNT_MAX: SignedDuration = SignedDuration::from_secs(123);
 /// Longest termination message of a container, in bytes (upstream's limit per container).
 const MESSAGE_BYTES_MAX: usize = 4096;
 /// Log bytes and lines that stand in for a termination message.
@@ -66,6 +69,8 @@ pub(crate) struct Worker {
     accepted: bool,
     verdict: Option<Verdict>,
     mounted: Option<Arc<Mounted>>,
+    /// Since when volumes are waited for.
+    unmounted_since: Option<Timestamp>,
     /// Labels and annotations as volumes show them.
     shown: Option<(Metadata, Metadata)>,
     stale: Arc<AtomicBool>,
@@ -127,6 +132,7 @@ pub(crate) fn dispatch(agent: &Arc<Agent>, desired: Desired) {
         accepted: false,
         verdict: None,
         mounted: None,
+        unmounted_since: None,
         shown: None,
         stale,
         condemned,
@@ -436,18 +442,51 @@ impl Worker {
         }
         let mounted = match agent.volumes.set_up(pod, &self.dirs, &facts).await {
             Ok(mounted) => mounted,
-            Err(error) => {
-                agent.recorder.warning(pod, "FailedMount", error.to_string());
+            Err(failed) => {
+                self.note_unmounted(pod, &failed);
                 return Err(self.fail());
             }
         };
-        self.mounted = Some(Arc::new(mounted));
+        self.unmounted_since = None;
+        self.mounted = Some(mounted);
         self.write_hosts(pod, &ips);
         if !ips.is_empty() {
             self.failures = 0;
             self.retry_at = None;
         }
         Ok(())
+    }
+
+    /// Says which volumes are missing: what failed at once, what is waited for after a while. A pod that the node
+    /// has no room for is refused.
+    fn note_unmounted(&mut self, pod: &Pod, failed: &Failed) {
+        let recorder = &self.context.agent.recorder;
+        for (reason, message) in failed.said() {
+            recorder.warning(pod, reason, message);
+        }
+        let now = self.context.agent.clock.now();
+        let since = *self.unmounted_since.get_or_insert(now);
+        if failed.is_exhausted() && self.mounted.is_none() {
+            let why = failed.summary("context deadline exceeded");
+            let message = format!("Node has reached its volume attachment limit, rejecting pod. {why}");
+            let reason = "VolumeAttachmentLimitExceeded";
+            recorder.warning(pod, reason, message.clone());
+            self.verdict = Some(Verdict {
+                reason: reason.into(),
+                message: format!("Pod was rejected: {message}"),
+                disruption: false,
+                grace_seconds: None,
+            });
+            self.context.kick.notify_one();
+            return;
+        }
+        let overdue =
+            (now.duration_since(since) >= MOUNT_MAX).then(|| "context deadline exceeded".to_owned());
+        if let Some(why) = failed.unprocessed().or(overdue) {
+            let message = format!("Unable to attach or mount volumes: {}", failed.summary(&why));
+            recorder.warning(pod, "FailedMount", message);
+            self.unmounted_since = Some(now);
+        }
     }
 
     fn write_hosts(&self, pod: &Pod, ips: &[IpAddr]) {

@@ -9,6 +9,7 @@ pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod node_volume_limits;
 pub mod scheduling_gates;
 pub mod taint_toleration;
 pub mod topology_spread;
@@ -18,7 +19,7 @@ pub mod volume_restrictions;
 use crate::framework::Plugin;
 
 /// The plugins in the order in which they filter: cheap ones first.
-pub static PLUGINS: [Plugin; 13] = [
+pub static PLUGINS: [Plugin; 14] = [
     node_unschedulable::PLUGIN,
     node_name::PLUGIN,
     taint_toleration::PLUGIN,
@@ -26,6 +27,7 @@ pub static PLUGINS: [Plugin; 13] = [
     node_ports::PLUGIN,
     node_resources_fit::PLUGIN,
     volume_restrictions::PLUGIN,
+    node_volume_limits::PLUGIN,
     volume_binding::PLUGIN,
     dynamic_resources::PLUGIN,
     topology_spread::PLUGIN,

@@ -16,6 +16,7 @@ use crate::agent::Agent;
 use crate::cgroup;
 use crate::eviction::observe;
 use crate::spec::{PodDirs, mark};
+use crate::volume::figures::OfClaim;
 
 /// Shortest time over which a rate is worth anything.
 const RATE_NS_MIN: i64 = 100_000_000;
@@ -73,6 +74,8 @@ pub(super) struct PodUse {
     pub sandbox: Option<PodSandboxStats>,
     /// Name, bytes and files.
     pub volumes: Vec<(String, i64, i64)>,
+    /// Volumes that claims stand behind.
+    pub claims: Vec<OfClaim>,
 }
 
 /// A file system.
@@ -137,7 +140,7 @@ fn interfaces(table: &str) -> Vec<InterfaceStats> {
     lines.collect()
 }
 
-pub(super) fn disk(path: &Path) -> Disk {
+fn disk(path: &Path) -> Disk {
     let Ok(stat) = rustix::fs::statvfs(observe::existing(path)) else { return Disk::default() };
     let blocks = |count: u64| count.saturating_mul(stat.f_frsize);
     Disk {
@@ -179,7 +182,9 @@ async fn pods(agent: &Agent, files: bool) -> cri::Result<Vec<PodUse>> {
             None => None,
         };
         let mut volumes = Vec::new();
+        let mut claims = Vec::new();
         if files {
+            claims = agent.volumes.figures(&pod).await;
             let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &pod);
             let logs: Vec<_> = containers
                 .iter()
@@ -197,7 +202,7 @@ async fn pods(agent: &Agent, files: bool) -> cri::Result<Vec<PodUse>> {
                 (container.log_bytes, container.log_files) = (bytes, files);
             }
         }
-        pods.push(PodUse { pod, containers, sandbox, volumes });
+        pods.push(PodUse { pod, containers, sandbox, volumes, claims });
     }
     pods.sort_by_key(|used| used.pod.key());
     Ok(pods)

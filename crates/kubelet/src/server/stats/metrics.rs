@@ -7,9 +7,9 @@ use api::prelude::*;
 use cri::{ContainerFilter, ContainerState, ContainerStats, PodSandboxFilter, PodSandboxState};
 use jiff::Timestamp;
 
-use super::look::{ContainerUse, Disk, PodUse, Seen, disk};
+use super::look::{ContainerUse, PodUse, Seen};
 use crate::agent::Agent;
-use crate::spec::{self, PodDirs};
+use crate::csi::stats::Figures;
 
 /// A sample: labels, value and when it was true, in milliseconds (0 for now).
 pub(super) type Sample = (String, f64, i64);
@@ -161,45 +161,53 @@ pub(super) async fn own(agent: &Agent) -> String {
                 the apiserver.";
     let samples = vec![("static=\"\"".to_owned(), desired, 0), ("static=\"true\"".to_owned(), 0.0, 0)];
     family(&mut out, "kubelet_desired_pods", "gauge", help, samples);
-    volumes(agent, &mut out);
+    volumes(agent, &mut out).await;
     agent.counters.render(&mut out);
     out
 }
 
 /// A figure of a volume: name, help and the value.
-type OfVolume = (&'static str, &'static str, fn(&Disk) -> u64);
+type OfVolume = (&'static str, &'static str, fn(&Figures) -> Option<u64>);
 
 const OF_VOLUMES: &[OfVolume] = &[
-    ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume", |d| d.available),
-    ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume", |d| d.capacity),
-    ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume", |d| d.inodes),
-    ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume", |d| d.inodes_free),
-    ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume", |d| {
-        d.inodes.saturating_sub(d.inodes_free)
+    ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume", |f| {
+        f.bytes.map(|bytes| bytes.available)
     }),
-    ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", |d| d.used),
+    ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume", |f| {
+        f.bytes.map(|bytes| bytes.total)
+    }),
+    (
+        "kubelet_volume_stats_health_status_abnormal",
+        "Abnormal volume health status. The count is either 1 or 0. 1 indicates the volume is unhealthy, 0 indicates volume is healthy",
+        |f| f.abnormal.map(u64::from),
+    ),
+    ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume", |f| {
+        f.inodes.map(|inodes| inodes.total)
+    }),
+    ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume", |f| {
+        f.inodes.map(|inodes| inodes.available)
+    }),
+    ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume", |f| {
+        f.inodes.map(|inodes| inodes.used)
+    }),
+    ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", |f| {
+        f.bytes.map(|bytes| bytes.used)
+    }),
 ];
 
 /// Figures of volumes that claims stand behind.
-fn volumes(agent: &Agent, out: &mut String) {
+async fn volumes(agent: &Agent, out: &mut String) {
     let pods: Vec<_> = agent.admitted.lock().values().cloned().collect();
-    let mut found: BTreeMap<String, Disk> = BTreeMap::new();
+    let mut found: BTreeMap<String, Figures> = BTreeMap::new();
     for pod in pods {
-        let own = spec::spec(&pod);
-        let dirs = PodDirs::new(&agent.config.root_dir, &agent.config.log_dir, &pod);
-        for volume in own.volumes.iter().flatten() {
-            let Some(claim) = &volume.persistent_volume_claim else { continue };
-            let plugins = std::fs::read_dir(dirs.root.join("volumes")).into_iter().flatten().flatten();
-            let place = plugins.map(|plugin| plugin.path().join(&volume.name)).find(|path| path.exists());
-            if let Some(place) = place {
-                let (namespace, claim) = (pod.namespace(), &claim.claim_name);
-                let labels = format!("namespace={namespace:?},persistentvolumeclaim={claim:?}");
-                found.insert(labels, disk(&place));
-            }
+        for of in agent.volumes.figures(&pod).await {
+            let labels = format!("namespace={:?},persistentvolumeclaim={:?}", pod.namespace(), of.claim);
+            found.insert(labels, of.figures);
         }
     }
-    for (name, help, of) in OF_VOLUMES {
-        let samples = found.iter().map(|(labels, disk)| (labels.clone(), of(disk) as f64, 0)).collect();
-        family(out, name, "gauge", help, samples);
+    for (name, help, value) in OF_VOLUMES {
+        let sample =
+            |(labels, figures): (&String, &Figures)| Some((labels.clone(), value(figures)? as f64, 0));
+        family(out, name, "gauge", help, found.iter().filter_map(sample).collect());
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::look::{ContainerUse, Disk, PodUse, Seen};
 use crate::agent::Agent;
+use crate::volume::figures::OfClaim;
 
 /// API times have whole seconds.
 fn second(at: Timestamp) -> Timestamp {
@@ -76,6 +77,28 @@ fn container(used: &ContainerUse, disk: &Disk, short: bool) -> Value {
     all
 }
 
+/// A claim's volume; what nobody knows of it is absent.
+fn of_claim(of: &OfClaim, namespace: &str, at: Timestamp) -> Value {
+    let mut all = json!({"time": second(at), "name": of.volume,
+        "pvcRef": {"name": of.claim, "namespace": namespace}});
+    let Some(map) = all.as_object_mut() else { return all };
+    let mut put = |name: &str, value: u64| drop(map.insert(name.to_owned(), value.into()));
+    if let Some(bytes) = of.figures.bytes {
+        put("availableBytes", bytes.available);
+        put("capacityBytes", bytes.total);
+        put("usedBytes", bytes.used);
+    }
+    if let Some(inodes) = of.figures.inodes {
+        put("inodesFree", inodes.available);
+        put("inodes", inodes.total);
+        put("inodesUsed", inodes.used);
+    }
+    if let Some(abnormal) = of.figures.abnormal {
+        map.insert("volumeHealthStats".into(), json!({"abnormal": abnormal}));
+    }
+    all
+}
+
 fn pod(used: &PodUse, seen: &Seen, short: bool) -> Value {
     let containers: Vec<Value> = used.containers.iter().map(|c| container(c, &seen.disk, short)).collect();
     let sum = |of: fn(&ContainerStats) -> u64| used.containers.iter().map(|c| of(&c.stats)).sum::<u64>();
@@ -102,7 +125,8 @@ fn pod(used: &PodUse, seen: &Seen, short: bool) -> Value {
         }
         volume
     };
-    let volumes: Vec<Value> = used.volumes.iter().map(volume).collect();
+    let mut volumes: Vec<Value> = used.volumes.iter().map(volume).collect();
+    volumes.extend(used.claims.iter().map(|claim| of_claim(claim, pod.namespace(), seen.at)));
     if !volumes.is_empty() {
         map.insert("volume".into(), volumes.into());
     }
