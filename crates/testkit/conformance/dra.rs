@@ -178,7 +178,10 @@ fn class_appears(s: &Scope<'_>) -> anyhow::Result<()> {
     template(s, "t")?;
     s.create("pods", user("p", "sleep 1000", true, "t"))?;
     told(s, "p", "FailedScheduling", &format!("request r: device class {} does not exist", s.namespace))?;
-    s.create("deviceclasses", json!({"metadata": {"name": s.namespace}, "spec": {}}))?;
+    // Of this driver only: others' devices are not for this case.
+    let expression = format!("device.driver == \"{}\"", driver.name);
+    let selectors = json!([{"cel": {"expression": expression}}]);
+    s.create("deviceclasses", json!({"metadata": {"name": s.namespace}, "spec": {"selectors": selectors}}))?;
     s.pod_ready("p")?;
     cleanup(s);
     Ok(())
