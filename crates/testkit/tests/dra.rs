@@ -18,7 +18,7 @@ fn until(cluster: &Cluster, what: &str, mut holds: impl FnMut() -> bool) {
 
 #[test]
 fn a_restart_keeps_what_is_prepared() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start()?;
+    let cluster = Cluster::start()?;
     let data = cluster.data();
     let name = "restart.dra.example.com";
     let driver = Driver::start(name, &data.join("dra"), &data.join("kubelet"))?;

@@ -35,7 +35,7 @@ fn claimed(s: &Scope<'_>, driver: &str, handle: &str) -> anyhow::Result<()> {
 
 #[test]
 fn volumes_outlive_the_kubelet_and_orphans_do_not() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start()?;
+    let cluster = Cluster::start()?;
     let data = cluster.data();
     let state = data.join("driver");
     let name = "restart.csi.example.com";

@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::k8s_openapi::api::core::v1::Volume;
 use api::prelude::*;
 use client::Client;
 use futures_util::future::join_all;
