@@ -133,3 +133,15 @@ fn an_application_survives_rollouts_and_kills() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn huge_pages_are_off_for_ferry_and_as_they_were_for_containers() -> anyhow::Result<()> {
+    let cluster = Cluster::start()?;
+    let scope = cluster.namespace("huge")?;
+    let enabled = |status: &str| status.lines().any(|l| l.split_whitespace().eq(["THP_enabled:", "1"]));
+    let own = std::fs::read_to_string(format!("/proc/{}/status", cluster.pid().unwrap_or_default()))?;
+    assert!(own.contains("THP_enabled:") && !enabled(&own), "{own}");
+    let theirs = scope.script("status", "cat /proc/self/status")?;
+    assert!(enabled(&theirs), "{theirs}");
+    Ok(())
+}

@@ -25,6 +25,8 @@ pub(super) fn run(
     first: bool,
 ) -> Result<Infallible, Failure> {
     set_limits(process)?;
+    // Ours are off, for our own sake; theirs are theirs.
+    sys::prctl(libc::PR_SET_THP_DISABLE, 0).map_err(Failure::during("allow huge pages"))?;
     let cwd = if process.cwd.as_os_str().is_empty() { Path::new("/") } else { &process.cwd };
     // As the old user and as the new one: either may be the only one who is let in.
     let entered = nix::unistd::chdir(cwd);
