@@ -117,8 +117,9 @@ async fn layers(ferry: &Ferry, directory: &Path, table: &mut Table) -> anyhow::R
     std::fs::write(context.join("Dockerfile"), format!("FROM {}\nCOPY f* /files/\n", image::NAME))?;
     ferry.image(&["build", "-q", "-t", &name, &context.display().to_string()])?;
     ferry.image(&["push", &name])?;
-    let archive = directory.join("layer.tar");
-    timed(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&context).arg("."))?;
+    // Compressed, as layers are.
+    let archive = directory.join("layer.tar.gz");
+    timed(Command::new("tar").arg("-czf").arg(&archive).arg("-C").arg(&context).arg("."))?;
     let megabytes = (FILES * FILE_BYTES) as f64 / 1e6;
     let (mut pulls, mut copies, mut tars, mut imports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let saved = directory.join("saved.tar").display().to_string();
@@ -142,7 +143,9 @@ async fn layers(ferry: &Ferry, directory: &Path, table: &mut Table) -> anyhow::R
         ]))?);
         let out = directory.join(format!("out-{round}"));
         std::fs::create_dir_all(&out)?;
-        tars.push(timed(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&out))?);
+        // Synced as well: an image that is acknowledged is on the disk.
+        let script = "tar -xzf \"$0\" -C \"$1\" && sync -f \"$1\"";
+        tars.push(timed(Command::new("sh").args(["-c", script]).arg(&archive).arg(&out))?);
     }
     let rate = |times: &[Duration]| megabytes / (median_ms(times) / 1e3);
     table.row("pull, unpacked and synced", median_ms(&pulls), "ms", Some(median_ms(&copies)), Target::None);

@@ -45,8 +45,14 @@ enum Task {
         #[arg(long, default_value_t = 300)]
         seconds: u64,
     },
-    /// Run conformance cases in an emulated machine with version 2 of control groups.
+    /// Run tests in an emulated machine with version 2 of control groups.
     Vm {
+        /// Package of the tests.
+        #[arg(long, default_value = "testkit")]
+        package: String,
+        /// Which tests of it: a file of its `tests`, or `lib`.
+        #[arg(long, default_value = "conformance")]
+        tests: String,
         /// Parts of names; those of the node without any.
         names: Vec<String>,
     },
@@ -58,7 +64,7 @@ fn main() -> ExitCode {
         Task::Tidy { ratchet } => tidy::run(ratchet),
         Task::Codegen => shell::run("cargo", &["run", "--quiet", "--package", "codegen"]),
         Task::Bench { name } => bench::run(name.as_deref()),
-        Task::Vm { names } => vm::run(&names),
+        Task::Vm { package, tests, names } => vm::run(&package, &tests, &names),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
     };
     match result {

@@ -1,4 +1,4 @@
-//! `cargo xtask vm [NAME...]`: conformance cases on another kernel, in an emulated machine whose control groups are
+//! `cargo xtask vm [NAME...]`: conformance cases, or other tests, on another kernel, in an emulated machine whose control groups are
 //! version 2, whatever this machine has.
 //!
 //! The machine is Debian's kernel for clouds and a file system in memory that is made here: busybox, the programs
@@ -70,18 +70,20 @@ the cases ended with $?\"
 poweroff -f
 ";
 
-/// Runs the cases whose names hold one of `names`.
-pub fn run(names: &[String]) -> anyhow::Result<()> {
+/// Runs the tests of a package whose names hold one of `names`.
+pub fn run(package: &str, tests: &str, names: &[String]) -> anyhow::Result<()> {
     install()?;
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
     shell::run("cargo", &["build", "--workspace", "--bins", "--examples"])?;
-    let cases = conformance()?;
+    let cases = build(package, tests)?;
     let root = target.join("vm/root");
     if root.exists() {
         std::fs::remove_dir_all(&root)?;
     }
     let kernel = kernel()?;
+    let default: Vec<String> = DEFAULT.iter().map(|s| (*s).to_owned()).collect();
+    let names = if names.is_empty() && tests == "conformance" { &default } else { names };
     furnish(&root, &kernel, &target.join("debug/ferry"), &cases, names)?;
     let archive = target.join("vm/root.cpio");
     pack(&root, &archive)?;
@@ -109,12 +111,15 @@ fn kernel() -> anyhow::Result<String> {
     versions.filter(|v| v.contains("cloud")).max().context("no cloud kernel in /boot")
 }
 
-/// Builds the conformance cases and answers their program.
-fn conformance() -> anyhow::Result<PathBuf> {
-    let arguments =
-        ["test", "--package", "testkit", "--test", "conformance", "--no-run", "--message-format=json"];
-    let output =
-        Command::new("cargo").args(arguments).current_dir(shell::root()).stderr(Stdio::inherit()).output()?;
+/// Builds the tests and answers their program.
+fn build(package: &str, tests: &str) -> anyhow::Result<PathBuf> {
+    let which = if tests == "lib" { vec!["--lib"] } else { vec!["--test", tests] };
+    let output = Command::new("cargo")
+        .args(["test", "--package", package, "--no-run", "--message-format=json"])
+        .args(which)
+        .current_dir(shell::root())
+        .stderr(Stdio::inherit())
+        .output()?;
     ensure!(output.status.success(), "the cases do not build");
     let lines = output.stdout.split(|b| *b == b'\n');
     let found = lines.filter_map(|line| {
@@ -151,8 +156,6 @@ fn furnish(root: &Path, kernel: &str, ferry: &Path, cases: &Path, names: &[Strin
     program_to(cases, &root.join("work/deps/conformance"), root, &mut copied)?;
     let modules = format!("/lib/modules/{kernel}");
     shell::run("cp", &["-aT", &modules, &root.join(modules.trim_start_matches('/')).to_string_lossy()])?;
-    let default: Vec<String> = DEFAULT.iter().map(|s| (*s).to_owned()).collect();
-    let names = if names.is_empty() { &default } else { names };
     let quoted: String = names.iter().map(|n| format!(" '{}'", n.replace('\'', ""))).collect();
     for (path, text) in [
         ("init", INIT.to_owned()),
