@@ -134,14 +134,15 @@ async fn follow(server: Server, def: Arc<ResourceDef>, changed: Arc<Notify>, sto
 
 /// Publishes whom the servers behind this one may trust.
 async fn trust(server: &Server, proxy: &FrontProxy) -> Result<(), Status> {
+    let (rules, list) = (&proxy.rules, |all: &[String]| json!(all).to_string());
     let data = json!({
         "client-ca-file": proxy.client_ca_pem,
-        "requestheader-allowed-names": "[\"front-proxy-client\"]",
+        "requestheader-allowed-names": list(&rules.allowed_names),
         "requestheader-client-ca-file": proxy.ca_pem,
-        "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
-        "requestheader-group-headers": "[\"X-Remote-Group\"]",
-        "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
-        "requestheader-username-headers": "[\"X-Remote-User\"]",
+        "requestheader-extra-headers-prefix": list(&rules.extra_prefix),
+        "requestheader-group-headers": list(&rules.group),
+        "requestheader-uid-headers": list(&rules.uid),
+        "requestheader-username-headers": list(&rules.username),
     });
     let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
     let object = json!({"metadata": {"name": name, "namespace": namespace}, "data": data});

@@ -23,8 +23,11 @@ const CUSTOM_PRIORITY: u64 = 1000;
 
 /// How the server shows itself to the servers behind it.
 pub struct FrontProxy {
-    /// PEM of the authority that signed the server's certificate as a proxy.
+    /// PEM of the authority that signed the server's certificate as a proxy, and of others whose proxies are
+    /// believed.
     pub ca_pem: String,
+    /// Which proxies are believed, and where they say what.
+    pub rules: auth::request_header::Rules,
     /// PEM of the authority of client certificates.
     pub client_ca_pem: String,
     /// TLS towards a server that these authorities (PEM) have signed, or towards any.
