@@ -266,6 +266,12 @@ impl Server {
     ) -> Answer {
         let record = self.audit.as_ref().and_then(|audit| audit.received(self, &request, info, &user, id));
         let Some(record) = record else { return self.limited(request, info, query, user).await };
+        if !record.settle().await {
+            // As upstream words it, and not as a Status.
+            let uri = request.uri().path_and_query().map_or("/", |p| p.as_str());
+            let why = format!("Internal Server Error: {uri:?}: failed to store audit event\n");
+            return record.complete(body::text(500, why)).await;
+        }
         let request = match record.with_body(request).await {
             Ok(request) => request,
             Err(status) => return record.complete(body::failure(&status)).await,

@@ -3,6 +3,7 @@
 //! `main` decides before anything else whether this process is a pod's shim (no runtime, no allocator
 //! arenas, a few hundred kilobytes), and otherwise reads the command line and runs one subcommand.
 
+mod audit;
 mod cni;
 mod config;
 mod control;
