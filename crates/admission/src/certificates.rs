@@ -37,6 +37,10 @@ impl Plugin for Approval {
         "CertificateApproval"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
+    }
+
     fn validate(
         &self,
         request: &Request<'_>,
@@ -66,6 +70,10 @@ impl Plugin for Signing {
         "CertificateSigning"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
+    }
+
     fn validate(
         &self,
         request: &Request<'_>,
@@ -93,6 +101,10 @@ pub struct BundleAttest;
 impl Plugin for BundleAttest {
     fn name(&self) -> &'static str {
         "ClusterTrustBundleAttest"
+    }
+
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
     }
 
     fn validate(
@@ -126,6 +138,10 @@ pub struct SubjectRestriction;
 impl Plugin for SubjectRestriction {
     fn name(&self) -> &'static str {
         "CertificateSubjectRestriction"
+    }
+
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
     }
 
     fn validate(
@@ -184,11 +200,11 @@ mod tests {
                 operation: "UPDATE",
                 ..crate::testing::create("certificatesigningrequests", "", &user)
             };
-            let result = crate::validate(&request, Some(&signed), Some(&old), &cluster);
+            let result = crate::validate(&request, Some(&signed), Some(&old), &cluster, &|_, _, _| {});
             assert_eq!(result.is_ok(), allowed, "{} {subresource}: {result:?}", user.username);
             // Nothing of the signer's changes: nobody is asked.
             if subresource == "status" {
-                assert!(crate::validate(&request, Some(&old), Some(&old), &cluster).is_ok());
+                assert!(crate::validate(&request, Some(&old), Some(&old), &cluster, &|_, _, _| {}).is_ok());
             }
         }
     }
@@ -201,9 +217,12 @@ mod tests {
         let cluster = Fixed::default();
         for (signer, allowed) in [("a.example/s", true), ("", true), ("a.example/t", false)] {
             let new = bundle(signer);
-            let result = crate::validate(&request, Some(&new), None, &cluster);
+            let result = crate::validate(&request, Some(&new), None, &cluster, &|_, _, _| {});
             assert_eq!(result.is_ok(), allowed, "{signer}: {result:?}");
-            assert!(crate::validate(&request, Some(&new), Some(&new), &cluster).is_ok(), "unchanged");
+            assert!(
+                crate::validate(&request, Some(&new), Some(&new), &cluster, &|_, _, _| {}).is_ok(),
+                "unchanged"
+            );
         }
     }
 }

@@ -17,6 +17,10 @@ impl Plugin for Rules {
         "AdmissionConfigurationRules"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
+    }
+
     fn validate(
         &self,
         request: &Request<'_>,

@@ -43,6 +43,10 @@ impl Plugin for AdminAccess {
         "DRAAdminAccess"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
+    }
+
     fn validate(
         &self,
         request: &Request<'_>,

@@ -19,6 +19,8 @@ mod service_account;
 mod storage;
 mod tolerations;
 
+use std::time::{Duration, Instant};
+
 use meta::{Status, UserInfo};
 use serde_json::{Map, Value};
 
@@ -98,10 +100,24 @@ pub trait Cluster: Send + Sync {
     fn within(&self, group: &str, resource: &str, namespace: &str) -> Vec<Value>;
 }
 
-/// One admission plugin. Does nothing unless it says otherwise.
+/// What a plugin does with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It may change it.
+    Mutate,
+    /// It may refuse it.
+    Validate,
+}
+
+/// Hears of every plugin that has run: its name, whether it refused, and how long it took.
+pub type Observe<'a> = &'a dyn Fn(&'static str, bool, Duration);
+
+/// One admission plugin. Takes part in the steps that it names.
 pub trait Plugin: Sync {
     /// Upstream's name.
     fn name(&self) -> &'static str;
+    /// The steps it takes part in.
+    fn steps(&self) -> &'static [Step];
     /// May change the object.
     fn mutate(
         &self,
@@ -156,8 +172,24 @@ pub fn mutate(
     object: &mut Object,
     old: Option<&Object>,
     cluster: &dyn Cluster,
+    observe: Observe<'_>,
 ) -> Result<(), Status> {
-    PLUGINS.iter().try_for_each(|p| p.mutate(request, object, old, cluster))
+    each(Step::Mutate, observe, |p| p.mutate(request, object, old, cluster))
+}
+
+/// Runs the plugins of a step until one refuses.
+fn each(
+    step: Step,
+    observe: Observe<'_>,
+    mut run: impl FnMut(&dyn Plugin) -> Result<(), Status>,
+) -> Result<(), Status> {
+    for plugin in PLUGINS.iter().filter(|p| p.steps().contains(&step)) {
+        let began = Instant::now();
+        let done = run(*plugin);
+        observe(plugin.name(), done.is_err(), began.elapsed());
+        done?;
+    }
+    Ok(())
 }
 
 /// Runs the refusing half of the chain.
@@ -166,8 +198,9 @@ pub fn validate(
     object: Option<&Object>,
     old: Option<&Object>,
     cluster: &dyn Cluster,
+    observe: Observe<'_>,
 ) -> Result<(), Status> {
-    PLUGINS.iter().try_for_each(|p| p.validate(request, object, old, cluster))
+    each(Step::Validate, observe, |p| p.validate(request, object, old, cluster))
 }
 
 /// What the chain has to say of a request that is admitted.

@@ -21,6 +21,10 @@ impl Plugin for LimitRanger {
         "LimitRanger"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate, crate::Step::Validate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,

@@ -17,6 +17,10 @@ impl Plugin for Lifecycle {
         "NamespaceLifecycle"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate, crate::Step::Validate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,

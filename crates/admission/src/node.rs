@@ -16,6 +16,10 @@ impl Plugin for TaintByCondition {
         "TaintNodesByCondition"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,

@@ -15,6 +15,10 @@ impl Plugin for Priority {
         "Priority"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,

@@ -24,6 +24,10 @@ impl Plugin for RuntimeClass {
         "RuntimeClass"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate, crate::Step::Validate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,

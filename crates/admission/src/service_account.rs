@@ -20,6 +20,10 @@ impl Plugin for Accounts {
         "ServiceAccount"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,

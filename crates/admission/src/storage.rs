@@ -28,6 +28,10 @@ impl Plugin for DefaultStorageClass {
         "DefaultStorageClass"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,
@@ -59,6 +63,10 @@ pub struct DefaultIngressClass;
 impl Plugin for DefaultIngressClass {
     fn name(&self) -> &'static str {
         "DefaultIngressClass"
+    }
+
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate]
     }
 
     fn mutate(
@@ -94,6 +102,10 @@ impl Plugin for InUseProtection {
         "StorageObjectInUseProtection"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,
@@ -122,6 +134,10 @@ pub struct ClaimResize;
 impl Plugin for ClaimResize {
     fn name(&self) -> &'static str {
         "PersistentVolumeClaimResize"
+    }
+
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
     }
 
     fn validate(

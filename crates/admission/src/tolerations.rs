@@ -18,6 +18,10 @@ impl Plugin for DefaultSeconds {
         "DefaultTolerationSeconds"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Mutate]
+    }
+
     fn mutate(
         &self,
         request: &Request<'_>,

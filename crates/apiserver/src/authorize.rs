@@ -30,7 +30,7 @@ impl Server {
     /// together.
     pub async fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
         let mut reasons = Vec::new();
-        for authorizer in &self.authorizers {
+        for authorizer in self.authorizers().iter() {
             let decision = match authorizer {
                 Authorizer::Node => auth::node::authorize(attributes, &*self.nodes, &self.rbac),
                 Authorizer::Rbac => self.rbac.authorize(attributes),
@@ -52,7 +52,7 @@ impl Server {
 
     /// The same for callers that cannot wait, such as expressions. A webhook is waited for on this thread.
     pub fn decide(&self, attributes: &Attributes<'_>) -> Decision {
-        if self.authorizers.iter().any(|a| matches!(a, Authorizer::Webhook(_))) {
+        if self.authorizers().iter().any(|a| matches!(a, Authorizer::Webhook(_))) {
             return tokio::task::block_in_place(|| {
                 tokio::runtime::Handle::current().block_on(self.authorize(attributes))
             });

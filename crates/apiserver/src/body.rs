@@ -100,20 +100,21 @@ pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Reads a request body whole, within the limits of size and time. A body of one frame is not copied.
 pub async fn read(body: Body) -> Result<Bytes, Status> {
-    match tokio::time::timeout(REQUEST_TIME_MAX, read_all(body)).await {
+    match tokio::time::timeout(REQUEST_TIME_MAX, read_up_to(body, REQUEST_BYTES_MAX)).await {
         Ok(read) => read,
         Err(_) => Err(Status::timeout("Timeout: request did not complete within the allotted timeout")),
     }
 }
 
-async fn read_all(mut body: Body) -> Result<Bytes, Status> {
+/// Reads a body whole, up to a size.
+pub async fn read_up_to(mut body: Body, bytes_max: usize) -> Result<Bytes, Status> {
     let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame =
             frame.map_err(|e| Status::bad_request(format!("the request body could not be read: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + rest.len() + data.len() > REQUEST_BYTES_MAX {
-            let message = format!("Request entity too large: limit is {REQUEST_BYTES_MAX}");
+        if first.len() + rest.len() + data.len() > bytes_max {
+            let message = format!("Request entity too large: limit is {bytes_max}");
             return Err(Status::new(413, Reason::RequestEntityTooLarge, message));
         }
         if first.is_empty() && rest.is_empty() {

@@ -115,7 +115,10 @@ impl Admit for Admission {
         let began = std::time::Instant::now();
         let mut done = self.0.check_escalation(attributes, object, old).await;
         if done.is_ok() {
-            done = admission::mutate(&request(attributes), object, old, &Objects(&self.0));
+            let observe = |name: &'static str, rejected, took| {
+                self.0.metrics.plugins.observe(name, "admit", attributes.operation, rejected, took);
+            };
+            done = admission::mutate(&request(attributes), object, old, &Objects(&self.0), &observe);
         }
         if done.is_ok() {
             done = dynamic::mutate(&self.0, attributes, None, object, old, &self.1).await;
@@ -145,14 +148,23 @@ impl Admission {
         object: Option<&Map<String, Value>>,
         old: Option<&Map<String, Value>>,
     ) -> Result<(), Status> {
-        admission::validate(&request(attributes), object, old, &Objects(&self.0))?;
-        self.restrict_node(attributes, object, old)?;
+        let observe = |name: &'static str, rejected, took| {
+            self.0.metrics.plugins.observe(name, "validate", attributes.operation, rejected, took);
+        };
+        admission::validate(&request(attributes), object, old, &Objects(&self.0), &observe)?;
+        let began = std::time::Instant::now();
+        let done = self.restrict_node(attributes, object, old);
+        observe("NodeRestriction", done.is_err(), began.elapsed());
+        done?;
         if let Some(object) = object {
             let warnings = admission::warnings(&request(attributes), object, old, &Objects(&self.0));
             self.1.add(Report { warnings, ..Default::default() });
         }
         dynamic::validate(&self.0, attributes, None, object, old, &self.1).await?;
-        crate::quota::charge(&self.0, attributes, object, old).await
+        let began = std::time::Instant::now();
+        let done = crate::quota::charge(&self.0, attributes, object, old).await;
+        observe("ResourceQuota", done.is_err(), began.elapsed());
+        done
     }
 }
 

@@ -223,7 +223,7 @@ fn rules_review(server: &Server, call: &Call<'_>, review: &mut Map<String, Value
         }
     }
     let mut errors: Vec<String> = rules.errors.clone();
-    for authorizer in &server.authorizers {
+    for authorizer in server.authorizers().iter() {
         match authorizer {
             Authorizer::Node if auth::node::node_name(call.user).is_some() => {
                 errors.push("node authorizer does not support user rule resolution".into());

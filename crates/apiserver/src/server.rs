@@ -48,8 +48,8 @@ pub struct Parts {
     pub tokens: Arc<TokenSigner>,
     /// Roles and bindings.
     pub rbac: Arc<RbacIndex>,
-    /// The authorizers, in order.
-    pub authorizers: Vec<Authorizer>,
+    /// The authorizers, in order. They may change while the server runs.
+    authorizers: arc_swap::ArcSwap<Vec<Authorizer>>,
     /// What nodes may read.
     pub nodes: Arc<NodeGraph>,
     /// The way to kubelets.
@@ -146,17 +146,13 @@ impl Server {
         crate::follow::rbac(&config.registry, &rbac);
         crate::follow::nodes(&config.registry, &nodes);
         crate::follow::revocations(&config.registry, config.authenticator.revocations());
-        let authorizers = match config.authorizers.is_empty() {
-            true => vec![Authorizer::Node, Authorizer::Rbac],
-            false => config.authorizers,
-        };
         let dynamic = crate::dynamic::Dynamic::new(&config.registry);
         Server(Arc::new(Parts {
             registry: config.registry,
             authenticator: config.authenticator,
             tokens: config.tokens,
             rbac,
-            authorizers,
+            authorizers: arc_swap::ArcSwap::from_pointee(or_default(config.authorizers)),
             nodes,
             kubelets: config.kubelets,
             metrics: Metrics::default(),
@@ -176,6 +172,16 @@ impl Server {
             dynamic,
             usage: crate::usage::Usage::default(),
         }))
+    }
+
+    /// The authorizers, in order.
+    pub fn authorizers(&self) -> Arc<Vec<Authorizer>> {
+        self.authorizers.load_full()
+    }
+
+    /// Takes other authorizers from now on; none means nodes and roles.
+    pub fn authorize_by(&self, authorizers: Vec<Authorizer>) {
+        self.authorizers.store(Arc::new(or_default(authorizers)));
     }
 
     pub(crate) fn downgrade(&self) -> WeakServer {
@@ -260,6 +266,12 @@ impl Server {
     ) -> Answer {
         let record = self.audit.as_ref().and_then(|audit| audit.received(self, &request, info, &user, id));
         let Some(record) = record else { return self.limited(request, info, query, user).await };
+        if !record.settle().await {
+            // As upstream words it, and not as a Status.
+            let uri = request.uri().path_and_query().map_or("/", |p| p.as_str());
+            let why = format!("Internal Server Error: {uri:?}: failed to store audit event\n");
+            return record.complete(body::text(500, why)).await;
+        }
         let request = match record.with_body(request).await {
             Ok(request) => request,
             Err(status) => return record.complete(body::failure(&status)).await,
@@ -337,7 +349,8 @@ impl Server {
 
     /// Who makes the request; in-process callers say it themselves.
     async fn authenticate(&self, request: &mut Request<Body>) -> Result<UserInfo, Status> {
-        let user = match request.extensions_mut().remove::<UserInfo>() {
+        let known = request.extensions_mut().remove::<UserInfo>();
+        let user = match known.or_else(|| proxied(&self.authenticator, request)) {
             Some(user) => user,
             None => {
                 let bearer = bearer_token(request);
@@ -494,6 +507,28 @@ pub fn method_not_allowed(def: &registry::ResourceDef) -> Status {
         ..Default::default()
     }));
     status
+}
+
+fn or_default(authorizers: Vec<Authorizer>) -> Vec<Authorizer> {
+    if authorizers.is_empty() { vec![Authorizer::Node, Authorizer::Rbac] } else { authorizers }
+}
+
+/// The caller that a proxy vouches for. Its headers are taken out: they have been understood.
+fn proxied(authenticator: &Authenticator, request: &mut Request<Body>) -> Option<UserInfo> {
+    let proxies = authenticator.proxies()?;
+    let certificate = request.extensions().get::<PeerCertificate>()?;
+    let said: Vec<(&str, &str)> = request
+        .headers()
+        .iter()
+        .filter(|(name, _)| proxies.rules().is_about_identity(name.as_str()))
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+        .collect();
+    let user = proxies.authenticate(&certificate.0, &said)?;
+    let names: Vec<header::HeaderName> = request.headers().keys().cloned().collect();
+    for name in names.iter().filter(|n| proxies.rules().is_about_identity(n.as_str())) {
+        request.headers_mut().remove(name);
+    }
+    Some(user)
 }
 
 fn bearer_token(request: &Request<Body>) -> Option<String> {

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use meta::{Status, UserInfo};
 use parking_lot::Mutex;
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 use stdx::Clock;
 use x509_parser::prelude::FromDer;
 
+use crate::request_header::RequestHeaders;
 use crate::revocation::{Facts, Revocations};
 pub use crate::token::{BootstrapToken, Found, ServiceAccountLookup};
 use crate::token::{Claims, Error as TokenError, TokenSigner, user_of};
@@ -48,6 +50,15 @@ pub enum AnonymousAccess {
     Paths(Vec<String>),
 }
 
+/// What an AuthenticationConfiguration says: it may change while the server runs.
+#[derive(Clone)]
+pub struct Configured {
+    /// Who is asked about tokens that are not our own.
+    pub others: Vec<Arc<dyn TokenAuthenticator>>,
+    /// Which requests may come without credentials.
+    pub anonymous: AnonymousAccess,
+}
+
 /// Turns credentials into users.
 pub struct Authenticator {
     certificates: Option<Arc<dyn ClientCertVerifier>>,
@@ -55,9 +66,9 @@ pub struct Authenticator {
     lookup: Arc<dyn ServiceAccountLookup>,
     audiences: Vec<String>,
     static_tokens: HashMap<String, UserInfo>,
-    others: Vec<Arc<dyn TokenAuthenticator>>,
+    configured: ArcSwap<Configured>,
+    proxies: Option<RequestHeaders>,
     revocations: Arc<Revocations>,
-    anonymous: AnonymousAccess,
     clock: Arc<dyn Clock>,
     cache: Mutex<Cache>,
 }
@@ -119,9 +130,12 @@ impl Authenticator {
             lookup,
             audiences,
             static_tokens: HashMap::new(),
-            others: Vec::new(),
+            configured: ArcSwap::from_pointee(Configured {
+                others: Vec::new(),
+                anonymous: AnonymousAccess::All,
+            }),
+            proxies: None,
             revocations: Arc::default(),
-            anonymous: AnonymousAccess::All,
             clock,
             cache: Mutex::default(),
         }
@@ -134,16 +148,21 @@ impl Authenticator {
         Ok(self)
     }
 
-    /// Whether requests without credentials are let through as `system:anonymous` (the default).
-    pub fn with_anonymous(mut self, allowed: AnonymousAccess) -> Self {
-        self.anonymous = allowed;
+    /// Asks others too about tokens that are not our own, and says who may come without credentials (by default
+    /// all may, as `system:anonymous`). Requests under way are judged by what was said before.
+    pub fn configure(&self, configured: Configured) {
+        self.configured.store(Arc::new(configured));
+    }
+
+    /// Believes proxies who show the certificate of one.
+    pub fn with_proxies(mut self, proxies: RequestHeaders) -> Self {
+        self.proxies = Some(proxies);
         self
     }
 
-    /// Asks `other` too about tokens that are not our own.
-    pub fn with_tokens_of(mut self, other: Arc<dyn TokenAuthenticator>) -> Self {
-        self.others.push(other);
-        self
+    /// Which proxies are believed, if any.
+    pub fn proxies(&self) -> Option<&RequestHeaders> {
+        self.proxies.as_ref()
     }
 
     /// The list of revoked certificates, to be kept in step with the API.
@@ -180,7 +199,7 @@ impl Authenticator {
                 }
             };
         }
-        let anonymous = match &self.anonymous {
+        let anonymous = match &self.configured.load().anonymous {
             AnonymousAccess::All => true,
             AnonymousAccess::None => false,
             AnonymousAccess::Paths(paths) => paths.iter().any(|p| p == path),
@@ -233,7 +252,7 @@ impl Authenticator {
             Err(error) => error,
         };
         if matches!(own, TokenError::Foreign) {
-            for other in &self.others {
+            for other in &self.configured.load_full().others {
                 let Some(outcome) = other.authenticate(token).await else { continue };
                 let common: Vec<String> =
                     self.audiences.iter().filter(|a| audiences.contains(a)).cloned().collect();
@@ -450,8 +469,8 @@ mod tests {
         assert_eq!(authenticator.authenticate(Some(&vault), None, "/").await.unwrap_err().code, 401);
         let (_, common) = authenticator.authenticate_token(&vault, &["vault".into(), "x".into()]).unwrap();
         assert_eq!(common, ["vault"]);
-        let closed = authenticator.with_anonymous(AnonymousAccess::None);
-        assert_eq!(closed.authenticate(None, None, "/").await.unwrap_err().code, 401);
+        authenticator.configure(Configured { others: vec![], anonymous: AnonymousAccess::None });
+        assert_eq!(authenticator.authenticate(None, None, "/").await.unwrap_err().code, 401);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod node;
 pub mod oidc;
 pub mod pki;
 pub mod rbac;
+pub mod request_header;
 pub mod restriction;
 pub mod revocation;
 pub mod rules;

@@ -22,8 +22,24 @@ const ROTATION_RETRY: Duration = Duration::from_secs(60);
 
 /// Verifies client certificates against a CA. The authenticator uses it after the handshake.
 pub fn client_verifier(ca: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    client_verifier_of(vec![CertificateDer::from(ca.to_vec())])
+}
+
+/// The authorities of a PEM file.
+pub fn authorities(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let all = all.map_err(|error| Error::Pem(error.to_string()))?;
+    if all.is_empty() { Err(Error::Pem("no certificates".into())) } else { Ok(all) }
+}
+
+/// Verifies client certificates against several CAs.
+pub fn client_verifier_of(
+    authorities: Vec<CertificateDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(ca.to_vec())).map_err(Error::Tls)?;
+    for authority in authorities {
+        roots.add(authority).map_err(Error::Tls)?;
+    }
     WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::new(aws_lc_rs::default_provider()))
         .build()
         .map_err(|error| Error::Tls(rustls::Error::General(error.to_string())))

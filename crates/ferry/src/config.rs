@@ -122,6 +122,12 @@ pub struct UpOptions {
     /// own, which it replaces in time.
     #[arg(long)]
     pub encryption_provider_config: Option<PathBuf>,
+    /// Take changes of that file into effect at once.
+    #[arg(long, requires = "encryption_provider_config")]
+    pub encryption_provider_config_automatic_reload: bool,
+    /// Proxies in front of the server, and the server as one.
+    #[command(flatten)]
+    pub front: crate::front::FrontOptions,
     /// Who is let in and what they may do.
     #[command(flatten)]
     pub identity: crate::identity::IdentityOptions,

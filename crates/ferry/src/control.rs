@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use apiserver::Server;
-use apiserver::aggregate::FrontProxy;
 use apiserver::bootstrap::Addresses;
 use apiserver::kubelet::KubeletClient;
 use auth::pki::{Names, Pki};
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Part, UpOptions};
 use crate::paths::Paths;
+use crate::reload::Followed;
 
 /// Ports of NodePort Services.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
@@ -82,7 +82,7 @@ impl ControlPlane {
         let engine: Arc<dyn Store> = disk.clone();
         let measured = store::measured::Measured::new(engine.clone());
         let stored = measured.meters().clone();
-        let (store, keyring) = sealed(env, Arc::new(measured))?;
+        let (store, keyring, encryption) = sealed(env, Arc::new(measured))?;
         let config = registry::Config {
             service_cidr: options.service_cidr.clone(),
             node_ports: NODE_PORTS,
@@ -94,11 +94,11 @@ impl ControlPlane {
         let identity = &options.identity;
         let tokens = crate::identity::tokens(identity, &options.cluster_domain, &pki, env.clock.clone())?;
         let tokens = Arc::new(tokens);
-        let verifier = auth::tls::client_verifier(pki.ca_der())?;
-        let authenticator = crate::identity::authenticator(identity, &pki, &tokens, &registry, &env.clock)?;
-        let authenticator = Arc::new(authenticator);
+        let front = crate::front::front(env, &pki)?;
+        let (authenticator, authentication) =
+            crate::identity::authenticator(identity, &pki, &tokens, &registry, &env.clock, front.headers)?;
         let server = Server::new(apiserver::Config {
-            authorizers: crate::identity::authorizers(identity, &env.clock)?,
+            authorizers: Vec::new(),
             registry,
             authenticator,
             tokens,
@@ -107,9 +107,11 @@ impl ControlPlane {
             shutdown: env.cancel.child_token(),
             limits: options.serving.limits(),
             audit: options.serving.audit(&env.clock)?,
-            front_proxy: Some(front_proxy(env, &pki)?),
+            front_proxy: Some(front.proxy),
         });
         server.more_metrics.write().push(Box::new(move |out| stored.render(out)));
+        let mut followed: Vec<_> = authentication.into_iter().chain(encryption).collect();
+        followed.extend(crate::identity::authorization(identity, &server, &env.clock)?);
 
         let listener = TcpListener::bind((options.bind_address, options.https_port))
             .await
@@ -117,9 +119,21 @@ impl ControlPlane {
         let address = listener.local_addr()?;
         let service = nth_address(&options.service_cidr, 1)?;
         let rotator = Rotator::new(pki.clone(), "apiserver", "kube-apiserver", server_names(env, service)?)?;
-        let tls = auth::tls::server_config(rotator.serving(), verifier)?;
+        let tls = auth::tls::server_config(rotator.serving(), front.clients)?;
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(apiserver::serve::listen(server.clone(), listener, tls));
+        for (file, text) in followed {
+            let reloads = crate::reload::Reloads::new(file.kind, &env.node_name, &text);
+            let shown = reloads.clone();
+            server.more_metrics.write().push(Box::new(move |out| shown.render(out)));
+            let (cancel, clock) = (env.cancel.clone(), env.clock.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = cancel.cancelled() => {}
+                    () = crate::reload::follow(file, text, reloads, clock) => {}
+                }
+            });
+        }
         let advertise =
             if env.node_ip.is_loopback() { nth_address(&options.cluster_cidr, 1)? } else { env.node_ip };
         let addresses = Addresses { service, advertise, port: address.port() };
@@ -198,19 +212,31 @@ impl ControlPlane {
     }
 }
 
+/// A store with encryption, its keys of our own, and the file that is followed.
+type SealedStore = (Arc<dyn Store>, Option<encryption::keyring::Keyring>, Option<(Followed, String)>);
+
 /// The store with encryption: as `--encryption-provider-config` says, or with keys of our own, which somebody has
-/// to keep fresh.
-fn sealed(
-    env: &Environment,
-    engine: Arc<dyn Store>,
-) -> anyhow::Result<(Arc<dyn Store>, Option<encryption::keyring::Keyring>)> {
+/// to keep fresh. A file may have to be followed.
+fn sealed(env: &Environment, engine: Arc<dyn Store>) -> anyhow::Result<SealedStore> {
+    let mut file = None;
     let (rules, keyring) = match &env.options.encryption_provider_config {
         Some(path) => {
             let unusable = || format!("cannot use {}", path.display());
+            let parse = |text: &str| -> anyhow::Result<encryption::Rules> {
+                Ok(encryption::config::parse(serde_saphyr::from_str(text)?)?)
+            };
             let text = std::fs::read_to_string(path).with_context(unusable)?;
-            let document = serde_saphyr::from_str(&text).with_context(unusable)?;
-            let rules = encryption::config::parse(document).with_context(unusable)?;
-            (Arc::new(arc_swap::ArcSwap::from_pointee(rules)), None)
+            let rules = Arc::new(arc_swap::ArcSwap::from_pointee(parse(&text).with_context(unusable)?));
+            if env.options.encryption_provider_config_automatic_reload {
+                let followed = rules.clone();
+                let apply: crate::reload::Apply = Box::new(move |text| {
+                    followed.store(Arc::new(parse(text)?));
+                    Ok(())
+                });
+                let followed = Followed { kind: "encryption", path: path.clone(), apply };
+                file = Some((followed, text));
+            }
+            (rules, None)
         }
         None => {
             let path = env.paths.pki().join("encryption.json");
@@ -218,29 +244,7 @@ fn sealed(
             (ring.rules(), Some(ring))
         }
     };
-    Ok((Arc::new(encryption::Sealed::new(engine, rules)), keyring))
-}
-
-/// How the API server shows itself to the servers of aggregated groups: with a certificate of an authority that
-/// signs nothing else, so that nobody else can speak for others.
-fn front_proxy(env: &Environment, pki: &Pki) -> anyhow::Result<FrontProxy> {
-    let own = Pki::open_or_create(&env.paths.pki().join("front-proxy"), env.clock.clone())?;
-    let issued = own.stored_client("front-proxy-client", "front-proxy-client", &[])?;
-    let identity =
-        client::tls::KeyPair { certificates: issued.cert_pem.into_bytes(), key: issued.key_pem.into_bytes() };
-    let tls = move |ca: &[u8], anybody: bool| {
-        let trust = match (anybody, ca.is_empty()) {
-            (true, _) => client::tls::Trust::Anybody,
-            (false, true) => client::tls::Trust::System,
-            (false, false) => client::tls::Trust::Ca(ca.to_vec()),
-        };
-        client::tls::client_config(&trust, Some(&identity), &[]).map_err(|e| e.to_string())
-    };
-    Ok(FrontProxy {
-        ca_pem: own.ca_pem().to_owned(),
-        client_ca_pem: pki.ca_pem().to_owned(),
-        tls: Box::new(tls),
-    })
+    Ok((Arc::new(encryption::Sealed::new(engine, rules)), keyring, file))
 }
 
 /// TLS towards kubelets, with the API server's own client certificate.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use apiserver::Server;
 use apiserver::authorize::Authorizer;
 use apiserver::lookup::RegistryLookup;
-use auth::authenticate::{AnonymousAccess, Authenticator, BoxFuture};
+use auth::authenticate::{AnonymousAccess, Authenticator, BoxFuture, Configured, TokenAuthenticator};
 use auth::authorization::{self, Post, Step, Webhook};
 use auth::oidc::config::{ClaimRule, Configuration, Issuer, Jwt, Mapping, Mappings};
 use auth::oidc::{Fetch, Oidc, config};
 use auth::pki::{CERTIFICATE_LIFE, Pki};
+use auth::request_header::RequestHeaders;
 use auth::token::{ObjectRef, TokenSigner};
 use clap::Args;
 use client::tls::Trust;
@@ -19,6 +21,8 @@ use client::{Client, Https, HttpsConfig, Kubeconfig, Method};
 use registry::Registry;
 use serde_json::Value;
 use stdx::Clock;
+
+use crate::reload::Followed;
 
 /// Longest wait for a document of an issuer.
 const FETCH_MAX: Duration = Duration::from_secs(30);
@@ -83,8 +87,8 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn document(path: &Path) -> anyhow::Result<Value> {
-    serde_saphyr::from_str(&read(path)?).with_context(|| format!("cannot understand {}", path.display()))
+fn document(text: &str) -> anyhow::Result<Value> {
+    Ok(serde_saphyr::from_str(text)?)
 }
 
 /// The signer of ServiceAccount tokens.
@@ -112,14 +116,18 @@ pub fn tokens(
     Ok(former.fold(signer, |signer, issuer| signer.with_former_issuer(issuer)))
 }
 
-/// The authenticator with everything that is configured.
+/// A file to follow and its text that is in effect.
+pub type File = (Followed, String);
+
+/// The authenticator with everything that is configured, and the file that configures it.
 pub fn authenticator(
     options: &IdentityOptions,
     pki: &Pki,
     tokens: &Arc<TokenSigner>,
     registry: &Arc<Registry>,
     clock: &Arc<dyn Clock>,
-) -> anyhow::Result<Authenticator> {
+    proxies: RequestHeaders,
+) -> anyhow::Result<(Arc<Authenticator>, Option<File>)> {
     let verifier = auth::tls::client_verifier(pki.ca_der())?;
     let lookup = RegistryLookup::new(registry.clone());
     let audiences = options.api_audiences.clone();
@@ -127,27 +135,44 @@ pub fn authenticator(
     if let Some(path) = &options.token_auth_file {
         all = all.with_static_tokens(&read(path)?)?;
     }
-    let unusable =
-        || options.authentication_config.as_ref().map_or("--oidc-*".into(), |p| p.display().to_string());
-    let (configuration, programs) = match &options.authentication_config {
-        Some(path) => config::parse(document(path)?, tokens.issuer()).with_context(unusable)?,
-        None => {
-            let configuration = from_flags(options)?;
-            let programs = config::check(&configuration, tokens.issuer()).with_context(unusable)?;
-            (configuration, programs)
-        }
+    let all = Arc::new(all.with_proxies(proxies));
+    let Some(path) = &options.authentication_config else {
+        let configuration = from_flags(options)?;
+        let programs = config::check(&configuration, tokens.issuer()).context("--oidc-*")?;
+        all.configure(configured(configuration, programs, options.anonymous_auth, clock));
+        return Ok((all, None));
     };
-    all = all.with_anonymous(match configuration.anonymous {
-        None if options.anonymous_auth => AnonymousAccess::All,
+    let of = all.clone();
+    let (anonymous, clock, issuer) = (options.anonymous_auth, clock.clone(), tokens.issuer().to_owned());
+    let apply = move |text: &str| -> anyhow::Result<()> {
+        let (configuration, programs) = config::parse(document(text)?, &issuer)?;
+        of.configure(configured(configuration, programs, anonymous, &clock));
+        Ok(())
+    };
+    let text = read(path)?;
+    apply(&text).with_context(|| format!("cannot use {}", path.display()))?;
+    let followed = Followed { kind: "authentication", path: path.clone(), apply: Box::new(apply) };
+    Ok((all, Some((followed, text))))
+}
+
+/// What a configuration comes to.
+fn configured(
+    configuration: Configuration,
+    programs: Vec<config::Programs>,
+    anonymous: bool,
+    clock: &Arc<dyn Clock>,
+) -> Configured {
+    let anonymous = match configuration.anonymous {
+        None if anonymous => AnonymousAccess::All,
         Some(a) if a.enabled && a.conditions.is_empty() => AnonymousAccess::All,
         Some(a) if a.enabled => AnonymousAccess::Paths(a.conditions.into_iter().map(|c| c.path).collect()),
         _ => AnonymousAccess::None,
-    });
+    };
     let fetch: Arc<dyn Fetch> = Arc::new(Issuers);
-    for (jwt, programs) in configuration.jwt.into_iter().zip(programs) {
-        all = all.with_tokens_of(Arc::new(Oidc::new(jwt, programs, fetch.clone(), clock.clone())));
-    }
-    Ok(all)
+    let one = |(jwt, programs)| {
+        Arc::new(Oidc::new(jwt, programs, fetch.clone(), clock.clone())) as Arc<dyn TokenAuthenticator>
+    };
+    Configured { others: configuration.jwt.into_iter().zip(programs).map(one).collect(), anonymous }
 }
 
 /// The `--oidc-*` options as a configuration.
@@ -192,11 +217,27 @@ fn from_flags(options: &IdentityOptions) -> anyhow::Result<Configuration> {
     Ok(Configuration { jwt: vec![jwt], ..Default::default() })
 }
 
-/// The authorizers in order; none means the default ones.
-pub fn authorizers(options: &IdentityOptions, clock: &Arc<dyn Clock>) -> anyhow::Result<Vec<Authorizer>> {
-    let Some(path) = &options.authorization_config else { return Ok(Vec::new()) };
-    let steps =
-        authorization::parse(&document(path)?).with_context(|| format!("cannot use {}", path.display()))?;
+/// Gives the server the authorizers that are configured; the file to follow, if there is one.
+pub fn authorization(
+    options: &IdentityOptions,
+    server: &Server,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Option<File>> {
+    let Some(path) = &options.authorization_config else { return Ok(None) };
+    let (of, clock) = (server.clone(), clock.clone());
+    let apply = move |text: &str| -> anyhow::Result<()> {
+        of.authorize_by(authorizers(text, &clock)?);
+        Ok(())
+    };
+    let text = read(path)?;
+    apply(&text).with_context(|| format!("cannot use {}", path.display()))?;
+    let followed = Followed { kind: "authorization", path: path.clone(), apply: Box::new(apply) };
+    Ok(Some((followed, text)))
+}
+
+/// The authorizers in order.
+fn authorizers(text: &str, clock: &Arc<dyn Clock>) -> anyhow::Result<Vec<Authorizer>> {
+    let steps = authorization::parse(&document(text)?)?;
     let one = |step| {
         Ok(match step {
             Step::Node => Authorizer::Node,

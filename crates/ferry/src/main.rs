@@ -3,11 +3,13 @@
 //! `main` decides before anything else whether this process is a pod's shim (no runtime, no allocator
 //! arenas, a few hundred kilobytes), and otherwise reads the command line and runs one subcommand.
 
+mod audit;
 mod cni;
 mod config;
 mod control;
 mod demo;
 mod down;
+mod front;
 mod identity;
 mod images;
 mod local;
@@ -17,6 +19,7 @@ mod paths;
 mod preflight;
 mod progress;
 mod pulls;
+mod reload;
 mod revive;
 mod runtime;
 mod services;

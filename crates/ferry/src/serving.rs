@@ -1,8 +1,7 @@
 //! How the API server serves: limits, and what it writes down about requests (`--audit-*`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -10,25 +9,10 @@ use apiserver::audit::log::{Log, Options};
 use apiserver::audit::policy::Policy;
 use apiserver::audit::{Audit, Sink};
 use apiserver::server::Limits;
-use bytes::Bytes;
 use clap::Args;
-use client::{Client, Https, Kubeconfig};
 use stdx::Clock;
-use tokio::sync::mpsc;
 
-/// Events that may wait for the webhook (upstream's buffer).
-const QUEUE_MAX: usize = 10_000;
-/// Bytes that may wait for the webhook.
-const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// Events sent at once (upstream's).
-const BATCH_MAX: usize = 400;
-/// Time that a batch waits to become full (upstream's).
-const BATCH_WAIT: Duration = Duration::from_secs(30);
-/// Longest time of one call.
-const CALL_MAX: Duration = Duration::from_secs(30);
-/// Attempts to send a batch, and the pause before the second; the following ones double.
-const ATTEMPTS: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+use crate::audit;
 
 /// Reads a duration as Go writes it.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -71,6 +55,21 @@ pub struct Serving {
     /// Kubeconfig of a webhook that audit events are sent to.
     #[arg(long)]
     pub audit_webhook_config_file: Option<PathBuf>,
+    /// Whether requests wait for the webhook; with blocking-strict they fail when their arrival cannot be told.
+    #[arg(long, value_enum, default_value = "batch")]
+    pub audit_webhook_mode: audit::Mode,
+    /// Events that may wait for the webhook in batch mode.
+    #[arg(long, default_value_t = 10_000)]
+    pub audit_webhook_batch_buffer_size: usize,
+    /// Most events sent at once in batch mode.
+    #[arg(long, default_value_t = 400)]
+    pub audit_webhook_batch_max_size: usize,
+    /// Time that a batch waits to become full.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub audit_webhook_batch_max_wait: Duration,
+    /// Pause before the second attempt to send events; the following ones are longer.
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub audit_webhook_initial_backoff: Duration,
 }
 
 impl Serving {
@@ -109,92 +108,17 @@ impl Serving {
             sinks.push(Arc::new(log));
         }
         if let Some(path) = &self.audit_webhook_config_file {
-            let hook = Webhook::start(path).with_context(|| format!("cannot use {}", path.display()))?;
-            sinks.push(Arc::new(hook));
+            let options = audit::Options {
+                mode: self.audit_webhook_mode,
+                queue_max: self.audit_webhook_batch_buffer_size.max(1),
+                batch_max: self.audit_webhook_batch_max_size.max(1),
+                wait: self.audit_webhook_batch_max_wait,
+                pause: self.audit_webhook_initial_backoff,
+            };
+            let hook =
+                audit::webhook(path, &options).with_context(|| format!("cannot use {}", path.display()))?;
+            sinks.push(hook);
         }
         Ok(Some(Audit::new(policy, sinks)))
-    }
-}
-
-/// Sends events to a webhook, many at a time.
-struct Webhook {
-    queue: mpsc::Sender<Bytes>,
-    waiting: Arc<AtomicUsize>,
-}
-
-impl Webhook {
-    fn start(kubeconfig: &Path) -> anyhow::Result<Webhook> {
-        let directory = kubeconfig.parent().unwrap_or(Path::new("."));
-        let mut config = Kubeconfig::load(kubeconfig)?.https_config(None, directory)?;
-        // The URL is the whole address of the webhook, not a prefix.
-        let path = config.server.path_and_query().map_or("/", |p| p.as_str()).to_owned();
-        let mut parts = config.server.clone().into_parts();
-        parts.path_and_query = Some("/".parse()?);
-        config.server = http::Uri::from_parts(parts)?;
-        let client = Client::new(Arc::new(Https::new(&config)?), "kube-apiserver-audit");
-        let (queue, events) = mpsc::channel(QUEUE_MAX);
-        let waiting = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(send_all(client, path, events, waiting.clone()));
-        Ok(Webhook { queue, waiting })
-    }
-}
-
-impl Sink for Webhook {
-    fn write(&self, event: &Bytes) -> bool {
-        if self.waiting.load(Ordering::Relaxed) + event.len() > QUEUE_BYTES_MAX {
-            return false;
-        }
-        let sent = self.queue.try_send(event.clone()).is_ok();
-        if sent {
-            self.waiting.fetch_add(event.len(), Ordering::Relaxed);
-        }
-        sent
-    }
-}
-
-async fn send_all(
-    client: Client,
-    path: String,
-    mut events: mpsc::Receiver<Bytes>,
-    waiting: Arc<AtomicUsize>,
-) {
-    while let Some(first) = events.recv().await {
-        let mut batch = vec![first];
-        let fill = async {
-            while batch.len() < BATCH_MAX {
-                match events.recv().await {
-                    Some(event) => batch.push(event),
-                    None => return,
-                }
-            }
-        };
-        let _ = tokio::time::timeout(BATCH_WAIT, fill).await;
-        let mut body =
-            br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#.to_vec();
-        for (i, event) in batch.iter().enumerate() {
-            if i > 0 {
-                body.push(b',');
-            }
-            body.extend_from_slice(event);
-        }
-        body.extend_from_slice(b"]}");
-        let size: usize = batch.iter().map(Bytes::len).sum();
-        send(&client, &path, body.into()).await;
-        waiting.fetch_sub(size, Ordering::Relaxed);
-    }
-}
-
-/// Sends one batch; one that does not get through after some attempts is given up.
-async fn send(client: &Client, path: &str, body: Bytes) {
-    let mut pause = FIRST_PAUSE;
-    for attempt in 1..=ATTEMPTS {
-        let call = client.write_bytes(http::Method::POST, path, body.clone());
-        match tokio::time::timeout(CALL_MAX, call).await {
-            Ok(Ok(_)) => return,
-            Ok(Err(error)) => tracing::warn!(%error, attempt, "the audit webhook refused a batch"),
-            Err(_) => tracing::warn!(attempt, "the audit webhook does not answer"),
-        }
-        tokio::time::sleep(pause).await;
-        pause *= 2;
     }
 }

@@ -107,6 +107,8 @@ async fn networking() {
         ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "ingress": [{"from": [{}]}]}}), &["spec.ingress[0].from[0]: Required value: must specify a peer"]),
         ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 80, "endPort": 70}]}]}}), &["spec.ingress[0].ports[0].endPort: Invalid value: 70: must be greater than or equal to `port`"]),
         ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0"}}]}]}}), &["spec.egress[0].to[0].ipBlock.cidr: Invalid value: \"10.0.0.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"]),
+        ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": "http", "endPort": 70}, {"endPort": 7}]}]}}), &["spec.ingress[0].ports[0].endPort: Invalid value: 70: may not be specified when `port` is non-numeric", "spec.ingress[0].ports[1].endPort: Invalid value: 7: may not be specified when `port` is not specified"]),
+        ("networking.k8s.io/networkpolicies", json!({"spec": {"podSelector": {}, "egress": [{"to": [{"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "11.0.0.0/16"]}}]}]}}), &["spec.egress[0].to[0]: Forbidden: may not specify both ipBlock and another peer", "spec.egress[0].to[0].ipBlock.except[1]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`"]),
         ("networking.k8s.io/servicecidrs", json!({"spec": {}}), &["spec.cidrs: Required value: at least one CIDR required"]),
     ])
     .await;
@@ -124,6 +126,127 @@ async fn policy_and_autoscaling() {
         ("autoscaling/horizontalpodautoscalers", json!({"spec": {"maxReplicas": 2, "scaleTargetRef": {"kind": "", "name": ""}}}), &["spec.scaleTargetRef.kind: Required value", "spec.scaleTargetRef.name: Required value"]),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn what_autoscalers_go_by() {
+    let with = |member: &str, value: Value| {
+        let mut spec = json!({"maxReplicas": 2, "scaleTargetRef": {"kind": "Deployment", "name": "d"}});
+        spec[member] = value;
+        ("autoscaling/horizontalpodautoscalers", json!({"spec": spec}))
+    };
+    let target = json!({"type": "AverageValue", "averageValue": "1"});
+    let rows: Vec<((&str, Value), &[&str])> = vec![
+        (
+            with("metrics", json!([{"type": "Pods"}])),
+            &["spec.metrics[0].pods: Required value: must populate information for the given metric source"],
+        ),
+        (
+            with(
+                "metrics",
+                json!([{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": target}, "resource": {"name": "cpu", "target": target}}]),
+            ),
+            &["spec.metrics[0].resource: Forbidden: must populate the given metric source only"],
+        ),
+        (
+            with(
+                "metrics",
+                json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization"}}}]),
+            ),
+            &[
+                "spec.metrics[0].resource.target.averageUtilization: Required value: must set either a target raw value or a target utilization",
+            ],
+        ),
+        (
+            with(
+                "metrics",
+                json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Some", "averageUtilization": 0}}}]),
+            ),
+            &[
+                "spec.metrics[0].resource.target.type: Invalid value: \"Some\": must be either Utilization, Value, or AverageValue",
+                "spec.metrics[0].resource.target.averageUtilization: Invalid value: 0: must be greater than 0",
+            ],
+        ),
+        (
+            with(
+                "metrics",
+                json!([{"type": "External", "external": {"metric": {"name": "a/b"}, "target": {"type": "Value", "value": "1", "averageValue": "1"}}}]),
+            ),
+            &[
+                "spec.metrics[0].external.metric.name: Invalid value: \"a/b\": may not contain '/'",
+                "spec.metrics[0].external.target.value: Forbidden: may not set both a target value for metric and a per-pod target",
+            ],
+        ),
+        (
+            with(
+                "metrics",
+                json!([{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "-1"}}}]),
+            ),
+            &[
+                "spec.metrics[0].pods.target.averageValue: Invalid value: \"-1\": must be positive",
+                "spec.metrics[0].pods.target.averageValue: Required value: must specify a positive target averageValue",
+            ],
+        ),
+        (
+            with(
+                "behavior",
+                json!({"scaleUp": {"stabilizationWindowSeconds": 3601, "policies": [{"type": "Pods", "value": 0, "periodSeconds": 1801}]}}),
+            ),
+            &[
+                "spec.behavior.scaleUp.stabilizationWindowSeconds: Invalid value: 3601: must be less than or equal to 3600",
+                "spec.behavior.scaleUp.policies[0].value: Invalid value: 0: must be greater than zero",
+                "spec.behavior.scaleUp.policies[0].periodSeconds: Invalid value: 1801: must be less than or equal to 1800",
+            ],
+        ),
+    ];
+    let rows: Vec<(&str, Value, &[&str])> = rows.into_iter().map(|((p, o), e)| (p, o, e)).collect();
+    refused(&rows).await;
+}
+
+#[tokio::test]
+async fn flow_control() {
+    let (schemas, levels) = (
+        "flowcontrol.apiserver.k8s.io/flowschemas",
+        "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations",
+    );
+    let schema =
+        |rule: Value| json!({"spec": {"priorityLevelConfiguration": {"name": "p"}, "rules": [rule]}});
+    let user = json!([{"kind": "User", "user": {"name": "u"}}]);
+    let resources = |rule: Value| schema(json!({"subjects": user, "resourceRules": [rule]}));
+    let paths = |verbs: Value, urls: Value| {
+        schema(json!({"subjects": user, "nonResourceRules": [{"verbs": verbs, "nonResourceURLs": urls}]}))
+    };
+    let limited =
+        |response: Value| json!({"spec": {"type": "Limited", "limited": {"limitResponse": response}}});
+    let queues = |queues: u32, hand: u32| {
+        limited(
+            json!({"type": "Queue", "queuing": {"queues": queues, "handSize": hand, "queueLengthLimit": 5}}),
+        )
+    };
+    refused(&[
+        (schemas, json!({"spec": {"priorityLevelConfiguration": {"name": "p"}, "matchingPrecedence": 1}}), &["spec.matchingPrecedence: Invalid value: 1: only the schema named 'exempt' may have matchingPrecedence 1"]),
+        (schemas, schema(json!({"subjects": user})), &["spec.rules[0]: Required value: at least one of resourceRules and nonResourceRules has to be non-empty"]),
+        (schemas, schema(json!({"subjects": [{"kind": "Group", "user": {"name": "u"}}], "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]})), &["spec.rules[0].subjects[0].group: Required value: group is required when subject kind is 'Group'", "spec.rules[0].subjects[0].user: Forbidden: user is forbidden when subject kind is not 'User'"]),
+        (schemas, resources(json!({"verbs": ["*", "get"], "apiGroups": ["*"], "resources": ["*"]})), &["spec.rules[0].resourceRules[0].verbs: Invalid value: [\"*\",\"get\"]: if '*' is present, must not specify other verbs", "spec.rules[0].resourceRules[0].namespaces: Required value: resource rules that are not cluster scoped must supply at least one namespace"]),
+        (schemas, resources(json!({"verbs": ["get"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["A"]})), &["spec.rules[0].resourceRules[0].namespaces[0]: Invalid value: \"A\": nonsensical namespace name: a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]),
+        (schemas, paths(json!(["get"]), json!(["/a*b"])), &["spec.rules[0].nonResourceRules[0].nonResourceURLs[0]: Invalid value: \"/a*b\": wildcard can only do suffix matching"]),
+        (levels, json!({"spec": {"type": "Exempt"}}), &["spec.type: Invalid value: \"Exempt\": type must be 'Exempt' if and only if `name` is 'exempt'"]),
+        (levels, json!({"spec": {"type": "Limited"}}), &["spec.limited: Required value: must not be empty when type is Limited"]),
+        (levels, limited(json!({"type": "Queue"})), &["spec.limited.limitResponse.queuing: Required value: must not be empty if limited.limitResponse.type is Limited"]),
+        (levels, queues(4, 5), &["spec.limited.limitResponse.queuing.handSize: Invalid value: 5: should not be greater than queues (4)"]),
+        (levels, queues(512, 8), &["spec.limited.limitResponse.queuing.handSize: Invalid value: 8: required entropy bits of deckSize 512 and handSize 8 should not be greater than 60"]),
+        (levels, json!({"metadata": {"name": "catch-all"}, "spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 6, "limitResponse": {"type": "Reject"}}}}), &["spec: Invalid value: {\"limited\":{\"lendablePercent\":0,\"limitResponse\":{\"type\":\"Reject\"},\"nominalConcurrencyShares\":6},\"type\":\"Limited\"}: spec of 'catch-all' must equal the fixed value"]),
+    ])
+    .await;
+    let f = Fixture::new().await;
+    f.create(
+        schemas,
+        resources(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "namespaces": ["*"]})),
+    )
+    .await
+    .unwrap();
+    f.create(levels, queues(64, 6)).await.unwrap();
+    f.create(levels, json!({"metadata": {"name": "exempt"}, "spec": {"type": "Exempt", "exempt": {"lendablePercent": 50}}})).await.unwrap();
 }
 
 #[tokio::test]
@@ -159,7 +282,7 @@ async fn quotas_classes_and_the_rest() {
         ("scheduling.k8s.io/priorityclasses", json!({"metadata": {"name": "system-x"}, "value": 1}), &["metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: system-x is not a known system priority class"]),
         ("node.k8s.io/runtimeclasses", json!({"handler": "A_B"}), &["handler: Invalid value: \"A_B\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]),
         ("apiregistration.k8s.io/apiservices", json!({"spec": {"group": "g.example", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1}}), &["metadata.name: Invalid value: \"x\": must be `spec.version+\".\"+spec.group`: \"v1.g.example\""]),
-        ("flowcontrol.apiserver.k8s.io/flowschemas", json!({"spec": {"priorityLevelConfiguration": {"name": "p"}, "matchingPrecedence": 10_001}}), &["spec.matchingPrecedence: Invalid value: 10001: must be between 1 and 10000, inclusive"]),
+        ("flowcontrol.apiserver.k8s.io/flowschemas", json!({"spec": {"priorityLevelConfiguration": {"name": "p"}, "matchingPrecedence": 10_001}}), &["spec.matchingPrecedence: Invalid value: 10001: must not be greater than 10000"]),
         ("resource.k8s.io/resourceclaims", json!({"spec": {"devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "d"}}, {"name": "a", "exactly": {"deviceClassName": "d"}}]}}}), &["spec.devices.requests[1].name: Duplicate value: \"a\""]),
     ])
     .await;

@@ -227,6 +227,15 @@ fn another_server(s: &Scope<'_>) -> anyhow::Result<()> {
             p if p.ends_with("/flunders/rose") => {
                 json!({"kind": "Flunder", "apiVersion": own, "metadata": {"name": "rose"}})
             }
+            "/openapi/v2" => {
+                json!({"swagger": "2.0", "info": {"title": "wardle", "version": "v0"}, "paths": {
+                format!("/apis/{own}/flunders"): {"get": {"responses": {"200": {"description": "OK",
+                    "schema": {"$ref": "#/definitions/com.example.Flunder"}}}}}, "/version/": {}},
+                "definitions": {"com.example.Flunder": {"type": "object", "description": "a flunder of wardle",
+                    "properties": {"metadata": {"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.Status"}},
+                    "x-kubernetes-group-version-kind": [{"group": of, "version": "v1alpha1", "kind": "Flunder"}]},
+                    "io.k8s.apimachinery.pkg.apis.meta.v1.Status": {"type": "object", "description": "another"}}})
+            }
             _ => json!({"kind": "Status", "code": 404}),
         }
     });
@@ -265,7 +274,22 @@ fn another_server(s: &Scope<'_>) -> anyhow::Result<()> {
     has(&s.kubectl(&["get", &format!("flunders.{group}"), "-o", "name"])?, &["rose"])?;
     let seen = seen.lock().map(|l| l.clone()).unwrap_or_default();
     ensure!(seen.contains(&flunders), "{seen:?}");
+    let flunder = "/definitions/com.example.Flunder";
+    let swagger = s.path("/openapi/v2")?;
+    let renamed = "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.Status_v2";
+    let of_flunder = swagger.pointer(flunder).cloned().unwrap_or_default();
+    ensure!(of_flunder["properties"]["metadata"]["$ref"] == renamed, "{of_flunder}");
+    ensure!(swagger["paths"][format!("/apis/{group}/v1alpha1/flunders")].is_object());
+    // As kubectl asks for it.
+    let accept = [("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")];
+    let (code, _, bytes) = s.raw(Method::GET, "/openapi/v2", &accept, "")?;
+    let text = b"a flunder of wardle";
+    ensure!(code == 200 && bytes.windows(text.len()).any(|w| w == text), "{code}");
     s.send(Method::DELETE, &format!("{apis}/{name}"), &json!({}))?;
+    eventually("its documentation is gone", || {
+        ensure!(s.path("/openapi/v2")?.pointer(flunder).is_none());
+        Ok(())
+    })?;
     eventually("the group is gone", || {
         ensure!(s.path(&format!("/apis/{group}")).is_err());
         Ok(())

@@ -80,6 +80,21 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// For the audit log.
     pub annotations: Vec<(String, String)>,
+    /// For the counters.
+    pub checks: Vec<Check>,
+}
+
+/// One validation under one binding, and what it led to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Check {
+    /// The policy.
+    pub policy: String,
+    /// The binding.
+    pub binding: String,
+    /// `allow`, `deny`, `warn` or `audit`.
+    pub action: &'static str,
+    /// What went wrong with the expression, as metrics name it; `no_error` mostly.
+    pub error: &'static str,
 }
 
 /// Compiles, noting what does not.
@@ -319,7 +334,13 @@ impl Policy {
                 }
             };
             for param in &params {
-                let said = self.judge(
+                let check = |action, error| Check {
+                    policy: name.clone(),
+                    binding: binding.name.clone(),
+                    action,
+                    error,
+                };
+                let (said, passed) = self.judge(
                     subject,
                     &resource,
                     world,
@@ -328,8 +349,15 @@ impl Policy {
                     param.as_ref(),
                     report,
                 );
+                report.checks.extend((0..passed).map(|_| check("allow", "no_error")));
                 for (message, reason) in said {
                     for action in &binding.actions {
+                        let counted = match action.as_str() {
+                            "Deny" => "deny",
+                            "Warn" => "warn",
+                            _ => "audit",
+                        };
+                        report.checks.push(check(counted, error_type(&message)));
                         match action.as_str() {
                             "Deny" => first = first.and(Err(deny(subject, name, Some(&binding.name), &message, &reason))),
                             "Warn" => report.warnings.push(format!(
@@ -348,7 +376,7 @@ impl Policy {
         first
     }
 
-    /// Messages and reasons of what does not hold.
+    /// Messages and reasons of what does not hold, and how many validations do.
     #[allow(clippy::too_many_arguments, reason = "what an evaluation sees")]
     fn judge(
         &self,
@@ -359,10 +387,10 @@ impl Policy {
         namespace: Option<&Value>,
         params: Option<&Value>,
         report: &mut Report,
-    ) -> Vec<(String, String)> {
+    ) -> (Vec<(String, String)>, usize) {
         let failed = |why: String| if self.base.ignore { Vec::new() } else { vec![(why, String::new())] };
         if let Some(error) = self.base.errors.first() {
-            return failed(error.clone());
+            return (failed(error.clone()), 0);
         }
         let request = review::request(subject, resource);
         let scope = Scope::new(Inputs {
@@ -376,14 +404,14 @@ impl Policy {
         });
         match self.base.conditions.evaluate(&scope) {
             Verdict::Match => {}
-            Verdict::NoMatch => return Vec::new(),
-            Verdict::Failed(why) => return failed(why),
+            Verdict::NoMatch => return (Vec::new(), 0),
+            Verdict::Failed(why) => return (failed(why), 0),
         }
         let mut meter = Meter::new(RUNTIME_BUDGET);
-        let mut out = Vec::new();
+        let (mut out, mut passed) = (Vec::new(), 0);
         for validation in &self.validations {
             match validation.program.evaluate(&scope, &mut meter) {
-                Ok(value) if value.as_bool() == Some(true) => {}
+                Ok(value) if value.as_bool() == Some(true) => passed += 1,
                 Ok(_) => out.push((validation.message(&scope, &mut meter), validation.reason.clone())),
                 Err(e) => {
                     let why = format!("expression '{}' resulted in error: {e}", validation.expression);
@@ -404,7 +432,18 @@ impl Policy {
                 Err(e) => out.extend(failed(e.to_string())),
             }
         }
-        out
+        (out, passed)
+    }
+}
+
+/// The kind of error that a message tells of.
+fn error_type(message: &str) -> &'static str {
+    match () {
+        () if message.starts_with("expression '") && message.contains("' resulted in error: ") => {
+            "invalid_error"
+        }
+        () if message.starts_with("compilation error: ") => "compile_error",
+        () => "no_error",
     }
 }
 

@@ -101,6 +101,10 @@ impl Plugin for PodSecurity {
         "PodSecurity"
     }
 
+    fn steps(&self) -> &'static [crate::Step] {
+        &[crate::Step::Validate]
+    }
+
     fn validate(
         &self,
         request: &Request<'_>,

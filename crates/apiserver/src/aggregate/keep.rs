@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{CUSTOM_PRIORITY, FrontProxy, Remote, proxy};
+use super::{CUSTOM_PRIORITY, FrontProxy, Remote, Swagger, proxy};
 use crate::body;
 use crate::server::Server;
 
@@ -27,6 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(500);
 /// Longest wait for an answer (upstream's).
 const PROBE_MAX: Duration = Duration::from_secs(5);
+/// Largest OpenAPI v2 document that is taken: some times that of the cluster itself.
+const SWAGGER_BYTES_MAX: usize = 16 << 20;
 
 /// Priorities of the groups that every cluster has, as upstream gives them.
 const PRIORITIES: [(&str, u64); 22] = [
@@ -132,14 +134,15 @@ async fn follow(server: Server, def: Arc<ResourceDef>, changed: Arc<Notify>, sto
 
 /// Publishes whom the servers behind this one may trust.
 async fn trust(server: &Server, proxy: &FrontProxy) -> Result<(), Status> {
+    let (rules, list) = (&proxy.rules, |all: &[String]| json!(all).to_string());
     let data = json!({
         "client-ca-file": proxy.client_ca_pem,
-        "requestheader-allowed-names": "[\"front-proxy-client\"]",
+        "requestheader-allowed-names": list(&rules.allowed_names),
         "requestheader-client-ca-file": proxy.ca_pem,
-        "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
-        "requestheader-group-headers": "[\"X-Remote-Group\"]",
-        "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
-        "requestheader-username-headers": "[\"X-Remote-User\"]",
+        "requestheader-extra-headers-prefix": list(&rules.extra_prefix),
+        "requestheader-group-headers": list(&rules.group),
+        "requestheader-uid-headers": list(&rules.uid),
+        "requestheader-username-headers": list(&rules.username),
     });
     let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
     let object = json!({"metadata": {"name": name, "namespace": namespace}, "data": data});
@@ -175,9 +178,16 @@ async fn look(server: &Server, def: &ResourceDef) -> Result<(), Status> {
         let mut remote = remote(server, &object);
         let key = (remote.group.clone(), remote.version.clone());
         let old = before.all.get(&key).filter(|old| old.print == remote.print);
+        remote.swagger = old.and_then(|o| o.swagger.clone());
         let (reason, message) = match judge(server, &remote).await {
             Ok((discovery, open_api)) => {
                 (remote.discovery, remote.open_api, remote.available) = (Some(discovery), open_api, true);
+                // One server may be behind several APIServices: its document is asked for once.
+                let twin = next.values().find(|r: &&Arc<Remote>| r.is_same_server(&remote));
+                remote.swagger = match twin.and_then(|t| t.swagger.clone()) {
+                    Some(document) => Some(document),
+                    None => swagger(server, &remote).await.or(remote.swagger),
+                };
                 ("Passed", "all checks passed".to_owned())
             }
             Err((reason, message)) => {
@@ -188,8 +198,10 @@ async fn look(server: &Server, def: &ResourceDef) -> Result<(), Status> {
         };
         let status = if remote.available { "True" } else { "False" };
         let same = old.filter(|o| {
+            let swagger = (o.swagger.as_ref().map(Arc::as_ptr), remote.swagger.as_ref().map(Arc::as_ptr));
             (o.available, &o.discovery, &o.open_api)
                 == (remote.available, &remote.discovery, &remote.open_api)
+                && swagger.0 == swagger.1
         });
         changed |= same.is_none();
         next.insert(key, same.cloned().unwrap_or_else(|| Arc::new(remote)));
@@ -262,6 +274,7 @@ fn remote(server: &Server, object: &Value) -> Remote {
         available: false,
         discovery: None,
         open_api: None,
+        swagger: None,
     }
 }
 
@@ -341,12 +354,7 @@ fn reachable(server: &Server, remote: &Remote) -> Result<String, Trouble> {
 
 /// GET as the server itself.
 async fn get(server: &Server, remote: &Remote, path: &str, accept: &str) -> Result<(u16, Value), String> {
-    let request = Request::get(path)
-        .header(header::ACCEPT, accept)
-        .header("x-remote-user", "system:kube-aggregator")
-        .header("x-remote-group", "system:masters")
-        .body(body::full(""))
-        .map_err(|e| e.to_string())?;
+    let request = asking(path, accept).body(body::full("")).map_err(|e| e.to_string())?;
     let asked = async {
         let answer = proxy::exchange(server, remote, request).await?;
         let code = answer.status().as_u16();
@@ -355,6 +363,47 @@ async fn get(server: &Server, remote: &Remote, path: &str, accept: &str) -> Resu
     };
     let late = || Err(format!("Get \"{path}\": context deadline exceeded"));
     tokio::time::timeout(PROBE_MAX, asked).await.unwrap_or_else(|_| late())
+}
+
+/// The server's OpenAPI v2: the one that is known already unless there is a newer one; `None` if it has none.
+async fn swagger(server: &Server, remote: &Remote) -> Option<Arc<Swagger>> {
+    let mut request = asking("/openapi/v2", "application/json");
+    if let Some(known) = remote.swagger.as_ref().filter(|s| !s.etag.is_empty()) {
+        request = request.header(header::IF_NONE_MATCH, &known.etag);
+    }
+    let request = request.body(body::full("")).ok()?;
+    let asked = async {
+        let answer = proxy::exchange(server, remote, request).await.ok()?;
+        if answer.status() == http::StatusCode::NOT_MODIFIED {
+            return remote.swagger.clone();
+        }
+        if !answer.status().is_success() {
+            return None;
+        }
+        let etag = answer.headers().get(header::ETAG).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let etag = etag.to_owned();
+        let bytes = body::read_up_to(answer.into_body(), SWAGGER_BYTES_MAX).await.ok()?;
+        let document: Value = serde_json::from_slice(&bytes).ok()?;
+        if !document.get("paths").is_some_and(Value::is_object) {
+            return None;
+        }
+        match &remote.swagger {
+            Some(known) if known.document == document => Some(known.clone()),
+            _ => Some(Arc::new(Swagger { etag, document })),
+        }
+    };
+    tokio::time::timeout(PROBE_MAX, asked).await.unwrap_or_else(|_| {
+        tracing::debug!(name = remote.name, "OpenAPI v2 took too long");
+        None
+    })
+}
+
+/// A GET as the server itself.
+fn asking(path: &str, accept: &str) -> http::request::Builder {
+    Request::get(path)
+        .header(header::ACCEPT, accept)
+        .header("x-remote-user", "system:kube-aggregator")
+        .header("x-remote-group", "system:masters")
 }
 
 /// An APIResourceList as a version of the aggregated document.

@@ -23,8 +23,11 @@ const CUSTOM_PRIORITY: u64 = 1000;
 
 /// How the server shows itself to the servers behind it.
 pub struct FrontProxy {
-    /// PEM of the authority that signed the server's certificate as a proxy.
+    /// PEM of the authority that signed the server's certificate as a proxy, and of others whose proxies are
+    /// believed.
     pub ca_pem: String,
+    /// Which proxies are believed, and where they say what.
+    pub rules: auth::request_header::Rules,
     /// PEM of the authority of client certificates.
     pub client_ca_pem: String,
     /// TLS towards a server that these authorities (PEM) have signed, or towards any.
@@ -56,6 +59,23 @@ pub struct Remote {
     discovery: Option<Value>,
     /// Its part of OpenAPI v3's index.
     open_api: Option<Value>,
+    /// Its OpenAPI v2.
+    swagger: Option<Arc<Swagger>>,
+}
+
+impl Remote {
+    /// Whether the same server is behind another APIService.
+    fn is_same_server(&self, other: &Remote) -> bool {
+        (&self.namespace, &self.service, self.port) == (&other.namespace, &other.service, other.port)
+    }
+}
+
+/// The OpenAPI v2 of a server, as it last said.
+pub struct Swagger {
+    /// Its entity tag, to ask only for newer ones.
+    etag: String,
+    /// The document.
+    document: Value,
 }
 
 /// All remote group versions.
@@ -144,6 +164,17 @@ impl Remotes {
         let available = self.all.values().filter(|r| r.available);
         available.filter_map(|r| Some((format!("apis/{}/{}", r.group, r.version), r.open_api.clone()?)))
     }
+
+    /// The OpenAPI v2 documents of other servers, each once, the more important ones first.
+    pub fn swaggers(&self) -> Vec<&Value> {
+        let mut all: Vec<&Arc<Remote>> = self.all.values().collect();
+        all.sort_by_key(|r| std::cmp::Reverse((r.group_priority, r.version_priority)));
+        let mut seen: Vec<*const Swagger> = Vec::new();
+        let documents = all.into_iter().filter_map(|r| r.swagger.as_ref());
+        let mut first =
+            |s: &Arc<Swagger>| !seen.contains(&Arc::as_ptr(s)) && (seen.push(Arc::as_ptr(s)), true).1;
+        documents.filter(|s| first(s)).map(|s| &s.document).collect()
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +196,7 @@ mod tests {
             available: true,
             discovery: None,
             open_api: None,
+            swagger: None,
         }
     }
 

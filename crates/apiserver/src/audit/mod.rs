@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request};
 use http_body_util::BodyExt;
 use meta::{Status, UserInfo};
@@ -71,7 +72,25 @@ pub fn authorized(allowed: bool, reason: &str) {
 pub trait Sink: Send + Sync {
     /// Takes an event in JSON without waiting; whether it could.
     fn write(&self, event: &Bytes) -> bool;
+
+    /// Takes an event while the request waits; whether it could. `None` for sinks that nobody waits for.
+    fn deliver<'a>(&'a self, _event: &'a Bytes) -> Option<BoxFuture<'a, bool>> {
+        None
+    }
+
+    /// Whether a request whose arrival cannot be told is refused.
+    fn is_strict(&self) -> bool {
+        false
+    }
+
+    /// Whether requests wait for this sink.
+    fn blocks(&self) -> bool {
+        false
+    }
 }
+
+/// An event and a sink that has not got it yet.
+type Owed = (Arc<dyn Sink>, Bytes);
 
 /// A policy and where its events go.
 pub struct Audit {
@@ -155,14 +174,16 @@ impl Audit {
         Audit { policy, sinks }
     }
 
-    fn write(&self, server: &Server, event: &Value) {
+    /// Gives an event to the sinks; to those that requests wait for only if nobody waits, else it is `owed` to them.
+    fn write(&self, server: &Server, event: &Value, mut owed: Option<&mut Vec<Owed>>) {
         let bytes = Bytes::from(event.to_string());
+        server.metrics.audit_events.fetch_add(1, Ordering::Relaxed);
         for sink in &self.sinks {
-            let count = match sink.write(&bytes) {
-                true => &server.metrics.audit_events,
-                false => &server.metrics.audit_dropped,
-            };
-            count.fetch_add(1, Ordering::Relaxed);
+            match &mut owed {
+                Some(owed) if sink.blocks() => owed.push((sink.clone(), bytes.clone())),
+                _ if sink.write(&bytes) => {}
+                _ => drop(server.metrics.audit_dropped.fetch_add(1, Ordering::Relaxed)),
+            }
         }
     }
 
@@ -184,7 +205,7 @@ impl Audit {
         event["stageTimestamp"] = event["requestReceivedTimestamp"].clone();
         event["responseStatus"] = json!({"metadata": {}, "status": "Failure", "reason": "Unauthorized",
             "message": format!("Authentication failed, attempted: {}", attempted(request.headers())), "code": why.code});
-        self.write(server, &event);
+        self.write(server, &event, None);
     }
 
     /// A request has arrived. `None` if nothing is to be written down about it.
@@ -212,8 +233,9 @@ impl Audit {
             long: info.is_long_running(),
             resource: info.is_resource,
             done: AtomicBool::new(false),
+            owed: Mutex::default(),
         });
-        record.stage(Stage::RequestReceived, Some(received));
+        record.stage(Stage::RequestReceived, Some(received), true);
         Some(record)
     }
 }
@@ -235,6 +257,7 @@ pub struct Record {
     long: bool,
     resource: bool,
     done: AtomicBool,
+    owed: Mutex<Vec<Owed>>,
 }
 
 impl Record {
@@ -243,7 +266,22 @@ impl Record {
         self.trail.clone()
     }
 
-    fn stage(&self, stage: Stage, at: Option<Value>) {
+    /// Waits for the sinks that want requests to wait; whether the request may go on.
+    pub async fn settle(&self) -> bool {
+        let owed = std::mem::take(&mut *self.owed.lock());
+        let mut fine = true;
+        for (sink, event) in owed {
+            let Some(delivery) = sink.deliver(&event) else { continue };
+            if !delivery.await {
+                self.server.metrics.audit_dropped.fetch_add(1, Ordering::Relaxed);
+                fine &= !sink.is_strict();
+            }
+        }
+        fine
+    }
+
+    /// Notes a stage; `waits` says whether somebody will [`Self::settle`] it.
+    fn stage(&self, stage: Stage, at: Option<Value>, waits: bool) {
         if self.decision.omit.contains(&stage) {
             return;
         }
@@ -256,7 +294,7 @@ impl Record {
             event["annotations"] = json!(*trail);
         }
         if let Some(audit) = &self.server.audit {
-            audit.write(&self.server, &event);
+            audit.write(&self.server, &event, waits.then_some(&mut *self.owed.lock()));
         }
     }
 
@@ -296,14 +334,16 @@ impl Record {
         let code = answer.status().as_u16();
         self.event.lock()["responseStatus"] = json!({"metadata": {}, "code": code});
         if self.long {
-            self.stage(Stage::ResponseStarted, None);
+            self.stage(Stage::ResponseStarted, None, true);
+            self.settle().await;
             let (parts, inner) = answer.into_parts();
             return Answer::from_parts(parts, Followed { inner, record: self }.boxed_unsync());
         }
         let wants_object = self.decision.level == Level::RequestResponse && self.resource;
         let answer =
             if wants_object || code >= 400 { self.with_answer(answer, wants_object).await } else { answer };
-        self.end(Stage::ResponseComplete);
+        self.end(Stage::ResponseComplete, true);
+        self.settle().await;
         answer
     }
 
@@ -330,9 +370,9 @@ impl Record {
         Answer::from_parts(parts, body::full(bytes))
     }
 
-    fn end(&self, stage: Stage) {
+    fn end(&self, stage: Stage, waits: bool) {
         if !self.done.swap(true, Ordering::Relaxed) {
-            self.stage(stage, None);
+            self.stage(stage, None, waits);
         }
     }
 }
@@ -346,9 +386,9 @@ impl Drop for Record {
         if std::thread::panicking() {
             self.event.lock()["responseStatus"] = json!({"metadata": {}, "status": "Failure", "code": 500,
                 "reason": "InternalError", "message": "APIServer panic'd"});
-            return self.end(Stage::Panic);
+            return self.end(Stage::Panic, false);
         }
-        self.end(Stage::ResponseComplete);
+        self.end(Stage::ResponseComplete, false);
     }
 }
 
@@ -380,6 +420,6 @@ impl http_body::Body for Followed {
 
 impl Drop for Followed {
     fn drop(&mut self) {
-        self.record.end(Stage::ResponseComplete);
+        self.record.end(Stage::ResponseComplete, false);
     }
 }

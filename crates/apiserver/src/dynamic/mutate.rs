@@ -1,6 +1,8 @@
 //! The changing half: policies, then webhooks, one after the other, and some of them again when a later one
 //! has changed the object.
 
+use std::time::Instant;
+
 use admission::dynamic::mutation::{self, Change};
 use admission::dynamic::policy::{Binding, Report};
 use admission::dynamic::webhook::{self, Hook};
@@ -30,30 +32,22 @@ pub async fn mutate(
     }
     let pass = Pass { server, attributes, body, old, collected };
     let before = object.clone();
-    pass.policies(&policies, object, false)?;
-    let after_policies = object.clone();
-    let hooks: Vec<&Hook> = configurations.iter().flat_map(|c| c.iter()).collect();
-    // For each webhook that was asked, what the object was when it had answered.
-    let mut answered: Vec<(usize, Map<String, Value>)> = Vec::new();
-    for (i, hook) in hooks.iter().enumerate() {
-        if pass.hook(hook, object).await? {
-            answered.push((i, object.clone()));
-        }
-    }
-    if *object != after_policies {
-        pass.policies(&policies, object, true)?;
-    }
-    for (i, seen) in answered {
-        if let Some(hook) = hooks.get(i).filter(|h| h.reinvoke && *object != seen) {
-            pass.hook(hook, object).await?;
-        }
-    }
+    let observe = |name: &str, done: &Result<(), Status>, began: Instant| {
+        server.metrics.plugins.observe(name, "admit", attributes.operation, done.is_err(), began.elapsed());
+    };
+    let began = Instant::now();
+    let done = pass.policies(&policies, object, false);
+    observe(crate::metrics::MUTATING_POLICY, &done, began);
+    done?;
+    let began = Instant::now();
+    let done = pass.webhooks(&policies, &configurations, object).await;
+    observe("MutatingAdmissionWebhook", &done, began);
+    done?;
     if *object != before && body.is_none() {
         registry::decode::renew(attributes.def, object)?;
     }
     Ok(())
 }
-
 struct Pass<'a> {
     server: &'a Server,
     attributes: &'a Attributes<'a>,
@@ -63,6 +57,33 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// The webhooks in order, and again what wants to see what others changed after it.
+    async fn webhooks(
+        &self,
+        policies: &[std::sync::Arc<mutation::Policy>],
+        configurations: &[std::sync::Arc<Vec<Hook>>],
+        object: &mut Map<String, Value>,
+    ) -> Result<(), Status> {
+        let after_policies = object.clone();
+        let hooks: Vec<&Hook> = configurations.iter().flat_map(|c| c.iter()).collect();
+        // For each webhook that was asked, what the object was when it had answered.
+        let mut answered: Vec<(usize, Map<String, Value>)> = Vec::new();
+        for (i, hook) in hooks.iter().enumerate() {
+            if self.hook(hook, object).await? {
+                answered.push((i, object.clone()));
+            }
+        }
+        if *object != after_policies {
+            self.policies(policies, object, true)?;
+        }
+        for (i, seen) in answered {
+            if let Some(hook) = hooks.get(i).filter(|h| h.reinvoke && *object != seen) {
+                self.hook(hook, object).await?;
+            }
+        }
+        Ok(())
+    }
+
     fn policies(
         &self,
         policies: &[std::sync::Arc<mutation::Policy>],
@@ -188,7 +209,11 @@ impl Pass<'_> {
             ask(self.server, hook, &subject, &resource.borrowed(), &objects, true).await?
         };
         let Some(answer) = answer else { return Ok(true) };
-        self.collected.add(Report { warnings: answer.warnings, annotations: answer.annotations });
+        self.collected.add(Report {
+            warnings: answer.warnings,
+            annotations: answer.annotations,
+            ..Report::default()
+        });
         let (Some(patch), Some(mut current)) = (answer.patch, objects.0) else { return Ok(true) };
         webhook::patch(&mut current, &patch).map_err(Status::internal)?;
         *object = view.back(&resource.borrowed(), current, object);

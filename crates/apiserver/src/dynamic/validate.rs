@@ -1,5 +1,7 @@
 //! The refusing half: policies, then all webhooks at once.
 
+use std::time::Instant;
+
 use admission::dynamic::policy::{Binding, Report};
 use admission::dynamic::webhook::Hook;
 use admission::dynamic::{Resource, policy::Versioned};
@@ -36,15 +38,25 @@ pub async fn validate(
         let equivalents = view.equivalents();
         let subject = view.subject(&equivalents, object, old);
         let convert = |r: &Resource<'_>| view.versioned(r, object, old);
+        let began = Instant::now();
+        let observe = |rejected| {
+            let (plugins, name) = (&server.metrics.plugins, crate::metrics::VALIDATING_POLICY);
+            plugins.observe(name, "validate", attributes.operation, rejected, began.elapsed());
+        };
         if !policies.is_empty() && !subject.beyond_policies() {
             let bindings: Vec<Binding> = dynamic.bindings.all.load().iter().map(|b| (**b).clone()).collect();
             for policy in policies.iter() {
                 let mut report = Report::default();
                 let outcome = policy.review(&bindings, &subject, &view, &convert, &mut report);
+                server.metrics.checks.observe(std::mem::take(&mut report.checks), began.elapsed());
                 collected.add(report);
-                outcome?;
+                if let Err(status) = outcome {
+                    observe(true);
+                    return Err(status);
+                }
             }
         }
+        observe(false);
         let mut asked: Vec<(&Hook, Resource<'_>, Versioned)> = Vec::new();
         for hook in configurations.iter().flat_map(|c| c.iter()) {
             if let Some(resource) = hook.wants(&subject, &view, &convert)? {
@@ -66,16 +78,22 @@ pub async fn validate(
         let subject = &subject;
         async move { ask(server, hook, subject, &resource.borrowed(), objects, false).await }
     });
-    let mut outcome = Ok(());
+    let (mut outcome, began) = (Ok(()), Instant::now());
     for answer in join_all(calls).await {
         match answer {
             Ok(Some(answer)) => {
-                collected.add(Report { warnings: answer.warnings, annotations: answer.annotations });
+                collected.add(Report {
+                    warnings: answer.warnings,
+                    annotations: answer.annotations,
+                    ..Report::default()
+                });
             }
             Ok(None) => {}
             Err(status) => outcome = outcome.and(Err(status)),
         }
     }
+    let (plugins, took) = (&server.metrics.plugins, began.elapsed());
+    plugins.observe("ValidatingAdmissionWebhook", "validate", attributes.operation, outcome.is_err(), took);
     outcome
 }
 

@@ -4,6 +4,7 @@
 //! its kind.
 
 mod elsewhere;
+mod plugins;
 mod process;
 mod webhooks;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 pub use elsewhere::{ELSEWHERE, Elsewhere, elsewhere};
+pub use plugins::{Checks, MUTATING_POLICY, Plugins, VALIDATING_POLICY};
 use stdx::Histogram;
 pub use webhooks::Call;
 use webhooks::Webhooks;
@@ -55,6 +57,10 @@ pub struct Metrics {
     watches: RwLock<HashMap<u64, Arc<Watches>>>,
     /// Calls of webhooks.
     pub webhooks: Webhooks,
+    /// Admission plugins.
+    pub plugins: Plugins,
+    /// What policies have said.
+    pub checks: Checks,
     steps: RwLock<HashMap<(&'static str, &'static str, bool), Arc<Histogram>>>,
     /// Requests being answered: reading and changing.
     in_flight: [AtomicI64; 2],
@@ -299,6 +305,8 @@ impl Metrics {
                 "apiserver_watch_events_total{{group=\"{group}\",resource=\"{resource}\",version=\"{version}\"}} {n}"
             );
         }
+        self.plugins.render(out);
+        self.checks.render(out);
         self.webhooks.render(out);
         let name = "apiserver_admission_step_admission_duration_seconds";
         header(

@@ -84,5 +84,32 @@ impl Webhooks {
         for (call, series) in all.iter() {
             let _ = writeln!(out, "{name}{{{}}} {}", labels(call).1, series.calls.load(Ordering::Relaxed));
         }
+        let name = "apiserver_admission_webhook_rejection_count";
+        let help = "Admission webhook rejection count, identified by name and broken out for each admission type (validating or admit) and operation. Additional labels specify an error type (calling_webhook_error or apiserver_internal_error if an error occurred; no_error otherwise) and optionally a non-zero rejection code if the webhook rejects the request with an HTTP status code (honored by the apiserver when the code is greater or equal to 400). Codes greater than 600 are truncated to 600, to keep the metrics cardinality bounded.";
+        header(out, name, "counter", help);
+        let total = |series: &Series| series.calls.load(Ordering::Relaxed);
+        let kind = |call: &Call| if call.mutating { "admit" } else { "validating" };
+        for (call, series) in all.iter().filter(|(call, _)| call.rejected) {
+            let error = if call.code == 0 { "calling_webhook_error" } else { "no_error" };
+            let _ = writeln!(
+                out,
+                "{name}{{error_type=\"{error}\",name=\"{}\",operation=\"{}\",rejection_code=\"{}\",type=\"{}\"}} {}",
+                super::clean(&call.name),
+                call.operation,
+                call.code,
+                kind(call),
+                total(series)
+            );
+        }
+        let name = "apiserver_admission_webhook_fail_open_count";
+        let help = "Admission webhook fail open count, identified by name and broken out for each admission type (validating or mutating).";
+        header(out, name, "counter", help);
+        let mut open: BTreeMap<(String, &str), u64> = BTreeMap::new();
+        for (call, series) in all.iter().filter(|(call, _)| !call.rejected && call.code == 0) {
+            *open.entry((super::clean(&call.name), kind(call))).or_default() += total(series);
+        }
+        for ((webhook, kind), n) in open {
+            let _ = writeln!(out, "{name}{{name=\"{webhook}\",type=\"{kind}\"}} {n}");
+        }
     }
 }

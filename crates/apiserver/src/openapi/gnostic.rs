@@ -13,6 +13,8 @@ enum Kind {
     Flag,
     /// A number as a double.
     Number,
+    /// A whole number.
+    Integer,
     /// Repeated strings.
     Texts,
     /// Any value, as YAML text.
@@ -54,6 +56,11 @@ fn write(out: &mut Vec<u8>, number: u32, kind: Kind, value: &Value) {
         Kind::Number => {
             if let Some(n) = value.as_f64() {
                 wire::double(out, number, n);
+            }
+        }
+        Kind::Integer => {
+            if let Some(n) = value.as_u64() {
+                wire::number(out, number, n);
             }
         }
         Kind::Texts => {
@@ -136,6 +143,7 @@ mod two {
             ("info", 2, Kind::One(&INFO)),
             ("paths", 8, Kind::Pairs(2, &Kind::One(&PATH_ITEM))),
             ("definitions", 9, Kind::Map(&Kind::One(&SCHEMA))),
+            ("parameters", 10, Kind::Map(&Kind::Choice(parameter))),
             ("security", 12, Kind::Many(&Kind::Map(&Kind::Inside(1, &Kind::Texts)))),
             ("securityDefinitions", 13, Kind::Map(&Kind::Inside(2, &Kind::One(&API_KEY)))),
         ],
@@ -161,7 +169,7 @@ mod two {
             ("options", 6, Kind::One(&OPERATION)),
             ("head", 7, Kind::One(&OPERATION)),
             ("patch", 8, Kind::One(&OPERATION)),
-            ("parameters", 9, Kind::Many(&Kind::Inside(1, &Kind::Choice(parameter)))),
+            ("parameters", 9, Kind::Many(&Kind::Choice(parameter_or_reference))),
         ],
         extensions: 10,
     };
@@ -172,7 +180,7 @@ mod two {
             ("operationId", 5, Kind::Text),
             ("produces", 6, Kind::Texts),
             ("consumes", 7, Kind::Texts),
-            ("parameters", 8, Kind::Many(&Kind::Inside(1, &Kind::Choice(parameter)))),
+            ("parameters", 8, Kind::Many(&Kind::Choice(parameter_or_reference))),
             ("responses", 9, Kind::Pairs(1, &Kind::Inside(1, &Kind::One(&RESPONSE)))),
             ("schemes", 10, Kind::Texts),
             ("deprecated", 11, Kind::Flag),
@@ -182,6 +190,16 @@ mod two {
 
     const IN_PATH: Kind = Kind::Inside(4, &Kind::One(&PATH));
     const IN_QUERY: Kind = Kind::Inside(3, &Kind::One(&QUERY));
+
+    static REFERENCE: Message =
+        Message { fields: &[("$ref", 1, Kind::Text), ("description", 2, Kind::Text)], extensions: 0 };
+
+    fn parameter_or_reference(value: &Value) -> (u32, Kind) {
+        match value.get("$ref") {
+            Some(_) => (2, Kind::One(&REFERENCE)),
+            None => (1, Kind::Choice(parameter)),
+        }
+    }
 
     fn parameter(value: &Value) -> (u32, Kind) {
         match value["in"].as_str() {
@@ -208,6 +226,7 @@ mod two {
             ("description", 3, Kind::Text),
             ("name", 4, Kind::Text),
             ("type", 5, Kind::Text),
+            ("format", 6, Kind::Text),
             ("uniqueItems", 19, Kind::Flag),
         ],
         extensions: 22,
@@ -219,6 +238,7 @@ mod two {
             ("description", 3, Kind::Text),
             ("name", 4, Kind::Text),
             ("type", 6, Kind::Text),
+            ("format", 7, Kind::Text),
             ("uniqueItems", 20, Kind::Flag),
         ],
         extensions: 23,
@@ -239,10 +259,19 @@ mod two {
             ("title", 3, Kind::Text),
             ("description", 4, Kind::Text),
             ("default", 5, Kind::Any),
+            ("multipleOf", 6, Kind::Number),
             ("maximum", 7, Kind::Number),
+            ("exclusiveMaximum", 8, Kind::Flag),
             ("minimum", 9, Kind::Number),
+            ("exclusiveMinimum", 10, Kind::Flag),
+            ("maxLength", 11, Kind::Integer),
+            ("minLength", 12, Kind::Integer),
             ("pattern", 13, Kind::Text),
+            ("maxItems", 14, Kind::Integer),
+            ("minItems", 15, Kind::Integer),
             ("uniqueItems", 16, Kind::Flag),
+            ("maxProperties", 17, Kind::Integer),
+            ("minProperties", 18, Kind::Integer),
             ("required", 19, Kind::Texts),
             ("enum", 20, Kind::Anys),
             ("additionalProperties", 21, Kind::Choice(additional)),

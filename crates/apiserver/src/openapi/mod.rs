@@ -6,6 +6,7 @@
 mod custom;
 pub mod definitions;
 mod gnostic;
+mod merge;
 pub mod operations;
 
 use bytes::Bytes;
@@ -294,7 +295,11 @@ fn form(server: &Server, path: &str, media: usize, make: impl Fn() -> Value) -> 
 pub fn v2(server: &Server, headers: &HeaderMap) -> Result<Answer, Status> {
     let at = media(headers, &V2_MEDIA)?;
     let table = server.registry.table();
-    let make = || document(Version::V2, &table, &operations::all(&table));
+    let make = || {
+        let mut own = document(Version::V2, &table, &operations::all(&table));
+        server.aggregate.remotes().swaggers().iter().for_each(|theirs| merge::merge(&mut own, theirs));
+        own
+    };
     let (bytes, etag) = form(server, "openapi/v2", at, make);
     Ok(kept(headers, V2_MEDIA[at].1, bytes, &etag))
 }

@@ -3,12 +3,15 @@
 //! A strategy is small; everything else is the generic verbs' business. Kinds without an entry here get
 //! [`Plain`]: structural validation and nothing special.
 
+mod autoscaler;
 mod certificates;
 mod config;
 pub mod crd;
 pub mod custom;
+mod flow;
 mod job;
 mod namespace;
+mod network;
 mod platform;
 pub(crate) mod pod;
 mod rbac;
@@ -190,6 +193,9 @@ pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
         ("certificates.k8s.io", "CertificateSigningRequest") => &certificates::SigningRequest,
         ("certificates.k8s.io", "ClusterTrustBundle") => &certificates::TrustBundle,
         ("certificates.k8s.io", "PodCertificateRequest") => &certificates::PodRequest,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flow::FlowSchema,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &flow::PriorityLevel,
+        ("networking.k8s.io", "NetworkPolicy") => &network::NetworkPolicy,
         ("apiregistration.k8s.io", "APIService") => &platform::RegisteredApi,
         ("networking.k8s.io", "Ingress") => &platform::Ingress,
         ("", "Endpoints") | ("", "LimitRange") => &Upsert,

@@ -76,6 +76,10 @@ impl Strategy for Autoscaler {
             super::set_default(rules, "policies", policies);
         }
     }
+
+    fn validate_also(&self, object: &Object) -> Vec<FieldError> {
+        super::autoscaler::check(object.get("spec").unwrap_or(&Value::Null))
+    }
 }
 
 /// Strategy of APIServices: their name is what they serve.
