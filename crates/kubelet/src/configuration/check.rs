@@ -226,6 +226,7 @@ pub(super) fn check(configuration: &Configuration) -> Vec<String> {
     let mut problems = Vec::new();
     plain(configuration, &mut problems);
     images(configuration, &mut problems);
+    super::verification::check(configuration, &mut problems);
     policies(configuration, &mut problems);
     super::managers::check(configuration, &mut problems);
     enforcement(configuration, &mut problems);
