@@ -306,7 +306,8 @@ impl Images {
         for Credential { auth, secret } in credentials {
             match self.service.pull(PullRequest { image: image.to_owned(), auth, progress: None }).await {
                 Ok(result) => {
-                    let who = secret.map_or_else(pulled::Credentials::of_node, pulled::Credentials::of_secret);
+                    let who =
+                        secret.map_or_else(pulled::Credentials::of_node, pulled::Credentials::of_secret);
                     return Ok((result.size_bytes, who));
                 }
                 Err(error) => first = first.or(Some(error)),
@@ -436,8 +437,10 @@ mod tests {
         let secret =
             Secret::from_value(json!({"data": {".dockerconfigjson": STANDARD.encode(config.to_string())}}))
                 .unwrap();
-        let names: Vec<_> =
-            credentials_for("r.io/team/app:1", &secret).into_iter().filter_map(|c| Some(c.auth?.username)).collect();
+        let names: Vec<_> = credentials_for("r.io/team/app:1", &secret)
+            .into_iter()
+            .filter_map(|c| Some(c.auth?.username))
+            .collect();
         assert_eq!(names, ["near", "wide"]);
         assert!(credentials_for("r.io.evil/team", &secret).is_empty());
         let wild = json!({"auths": {"*.r.io": {"username": "any", "password": "x"}}});

@@ -216,12 +216,7 @@ fn report(
 }
 
 /// The ledger as Markdown.
-fn ledger(
-    cases: &[Case],
-    failed: &[(&str, String)],
-    left_out: &[(&str, String)],
-    on: Runtime,
-) -> String {
+fn ledger(cases: &[Case], failed: &[(&str, String)], left_out: &[(&str, String)], on: Runtime) -> String {
     let (file, argument, what) = match on {
         Runtime::Embedded => ("conformance.md", "", "a real cluster"),
         Runtime::Containerd => (

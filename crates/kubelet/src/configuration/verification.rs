@@ -18,9 +18,12 @@ pub(super) fn check(configuration: &Configuration, problems: &mut Vec<String>) {
     let list = configuration.texts(LIST);
     if !is_on(configuration) {
         let given = [(POLICY, configuration.is_given(POLICY)), (LIST, !list.is_empty())];
-        problems.extend(given.into_iter().filter(|(_, given)| *given).map(|(path, _)| {
-            format!("`{path}` must not be set if {GATE} feature gate is not enabled")
-        }));
+        problems.extend(
+            given
+                .into_iter()
+                .filter(|(_, given)| *given)
+                .map(|(path, _)| format!("`{path}` must not be set if {GATE} feature gate is not enabled")),
+        );
         return;
     }
     let policy = configuration.text(POLICY);
@@ -81,24 +84,32 @@ mod tests {
             (json!({"featureGates": {GATE: false}}), Ok(Verification::Never)),
             (
                 json!({POLICY: "Sometimes"}),
-                Err("option \"Sometimes\" specified for imagePullCredentialsVerificationPolicy. Valid options are \
+                Err(
+                    "option \"Sometimes\" specified for imagePullCredentialsVerificationPolicy. Valid options are \
                      \"NeverVerify\", \"NeverVerifyPreloadedImages\", \"NeverVerifyAllowlistedImages\" or \
-                     \"AlwaysVerify\""),
+                     \"AlwaysVerify\"",
+                ),
             ),
             (
                 json!({LIST: ["r.io/*"]}),
-                Err("can't set `preloadedImagesVerificationAllowlist` if `imagePullCredentialsVertificationPolicy` \
-                     is not \"NeverVerifyAllowlistedImages\""),
+                Err(
+                    "can't set `preloadedImagesVerificationAllowlist` if `imagePullCredentialsVertificationPolicy` \
+                     is not \"NeverVerifyAllowlistedImages\"",
+                ),
             ),
             (
                 json!({POLICY: LISTED, LIST: ["r.io/a", "r.io/a:1"]}),
-                Err("invalid image pattern in `preloadedImagesVerificationAllowlist`: neither tag nor digest is \
-                     accepted in an image reference: r.io/a:1"),
+                Err(
+                    "invalid image pattern in `preloadedImagesVerificationAllowlist`: neither tag nor digest is \
+                     accepted in an image reference: r.io/a:1",
+                ),
             ),
             (
                 json!({POLICY: "AlwaysVerify", "featureGates": {GATE: false}}),
-                Err("`imagePullCredentialsVerificationPolicy` must not be set if KubeletEnsureSecretPulledImages \
-                     feature gate is not enabled"),
+                Err(
+                    "`imagePullCredentialsVerificationPolicy` must not be set if KubeletEnsureSecretPulledImages \
+                     feature gate is not enabled",
+                ),
             ),
         ];
         for (more, expected) in table {
@@ -107,7 +118,8 @@ mod tests {
                 configuration.apply(&mut config);
                 config.image_verification
             });
-            let expected = expected.map_err(|text| Error::Invalid(vec![format!("invalid configuration: {text}")]));
+            let expected =
+                expected.map_err(|text| Error::Invalid(vec![format!("invalid configuration: {text}")]));
             assert_eq!(found, expected, "{more}");
         }
     }

@@ -195,7 +195,13 @@ impl Pulled {
         }
     }
 
-    fn note(&self, image: &str, id: &str, credentials: Option<Credentials>, now: Timestamp) -> io::Result<()> {
+    fn note(
+        &self,
+        image: &str,
+        id: &str,
+        credentials: Option<Credentials>,
+        now: Timestamp,
+    ) -> io::Result<()> {
         let (mut record, mut changed) = match self.record(id) {
             Ok(Some(record)) => (record, false),
             Ok(None) => (Record::new(id, now), true),
