@@ -57,7 +57,9 @@ pub fn medium(
     allocatable: &Amounts,
 ) -> Result<Medium, String> {
     let sizes = page_sizes(pod);
-    let none = || "hugePages storage requested, but there is no resource request for huge pages".to_owned();
+    let none = || {
+        format!("medium {named}: hugePages storage requested, but there is no resource request for huge pages")
+    };
     match (named, named.strip_prefix("HugePages-")) {
         ("", _) => Ok(Medium::Disk),
         ("Memory", _) => Ok(Medium::Memory(memory_limit(pod, limit, allocatable))),
