@@ -55,7 +55,7 @@ fn groups(s: &Scope<'_>, volumes: Value, group: Option<u32>) -> anyhow::Result<S
 pub fn cases() -> Vec<Case> {
     vec![
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers must create the user namespace if set to false [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers must create the user namespace if set to false [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| {
                 if !has_user_namespaces(s)? {
                     return Ok(());
@@ -78,11 +78,11 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers must not create the user namespace if set to true [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers must not create the user namespace if set to true [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| has(&ids(s, "host", true)?, &["4294967295"]),
         },
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers should mount all volumes with proper permissions with hostUsers=false [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers should mount all volumes with proper permissions with hostUsers=false [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| {
                 if !has_user_namespaces(s)? {
                     return Ok(());
@@ -102,7 +102,7 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers should set FSGroup to user inside the container with hostUsers=false [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers should set FSGroup to user inside the container with hostUsers=false [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| {
                 if !has_user_namespaces(s)? {
                     return Ok(());

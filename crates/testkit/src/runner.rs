@@ -36,12 +36,12 @@ const LEFT_OUT: [(&str, &str); 1] = [(
 /// Cases that a containerd cannot pass, the version that can, and what it is about.
 const LACKING: [(&str, (u32, u32), &str); 3] = [
     (
-        "[sig-node] [DRA] kubelet supports simple pod referencing inline resource claim",
+        "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] on single node supports simple pod referencing inline resource claim",
         (1, 7),
         "devices of the Container Device Interface",
     ),
     (
-        "[sig-node] [DRA] control plane supports sharing a claim between pods",
+        "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] on single node supports external claim referenced by multiple pods",
         (1, 7),
         "devices of the Container Device Interface",
     ),
