@@ -113,5 +113,38 @@ pub fn cases() -> Vec<Case> {
                 Ok(())
             },
         },
+        Case {
+            name: "Ferry: a pod with users of its own makes namespaces and mounts within them",
+            run: |s| {
+                if !has_user_namespaces(s)? {
+                    return Ok(());
+                }
+                let script = "mkdir /tmp/m; mount -t tmpfs t /tmp/m && echo mounted
+                    unshare -Urm sh -c 'mount -t tmpfs t /tmp/m && echo nested $(id -u)'
+                    unshare -mpf sh -c 'mount -t proc p /proc && readlink /proc/self'
+                    unshare -Urmpf sh -c 'mount -t proc p /proc && readlink /proc/self'";
+                let root = |caps: Value| json!({"capabilities": {"add": caps}, "procMount": "Unmasked"});
+                let may = |name: &str, security: Value| {
+                    pod(name, script, |spec| {
+                        spec["hostUsers"] = false.into();
+                        spec["containers"][0]["securityContext"] = security;
+                    })
+                };
+                let said = s.output(may("may", root(json!(["SYS_ADMIN"]))))?;
+                let lines: Vec<&str> = said.lines().collect();
+                // Each is the first process of its own.
+                ensure!(lines == ["mounted", "nested 0", "1", "1"], "{said}");
+                // Without the capability the default filter refuses all of it.
+                let said = s.output(may("may-not", root(json!([]))))?;
+                ensure!(
+                    said.lines().all(|line| line.contains("not permitted") || line.contains("denied")),
+                    "{said}"
+                );
+                // What is hidden in /proc stays hidden: a fresh one would show it.
+                let masked = json!({"capabilities": {"add": ["SYS_ADMIN"]}});
+                let said = s.output(may("masked", masked))?;
+                has(&said, &["mounted", "nested 0", "not permitted"])
+            },
+        },
     ]
 }

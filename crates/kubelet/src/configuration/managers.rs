@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn what_it_says() {
         let file = decode(&json!({"memoryManagerPolicy": "Static", "kubeReserved": {"memory": "924Mi", "cpu": "1"},
-            "reservedMemory": [{"numaNode": 0, "limits": {"memory": "1Gi", "hugepages-2Mi": "2Mi"}}],
+            "reservedMemory": [{"numaNode": 0, "limits": {"memory": "1Gi"}}],
             "cpuManagerPolicy": "static", "featureGates": {"CPUManagerPolicyAlphaOptions": true},
             "cpuManagerPolicyOptions": {"align-by-socket": "true", "distribute-cpus-across-numa": "1"},
             "topologyManagerPolicy": "restricted", "topologyManagerScope": "pod",
