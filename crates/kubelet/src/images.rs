@@ -302,7 +302,7 @@ impl Images {
         if credentials.is_empty() {
             credentials.push(Credential { auth: None, secret: None });
         }
-        let mut first = None;
+        let mut errors: Vec<cri::Error> = Vec::new();
         for Credential { auth, secret } in credentials {
             match self.service.pull(PullRequest { image: image.to_owned(), auth, progress: None }).await {
                 Ok(result) => {
@@ -310,10 +310,11 @@ impl Images {
                         secret.map_or_else(pulled::Credentials::of_node, pulled::Credentials::of_secret);
                     return Ok((result.size_bytes, who));
                 }
-                Err(error) => first = first.or(Some(error)),
+                Err(error) if errors.iter().any(|other| other.to_string() == error.to_string()) => {}
+                Err(error) => errors.push(error),
             }
         }
-        Err(first.unwrap_or(cri::Error::ImageNotFound { image: image.to_owned() }))
+        Err(aggregate(image, errors))
     }
 
     /// How long pulls for a pod took, from the first one's begin to the last one's end.
@@ -325,6 +326,18 @@ impl Images {
     pub fn release(&self, pod_uid: &str) {
         self.pulling.lock().remove(pod_uid);
         self.failures.lock().retain(|(uid, _), _| uid != pod_uid);
+    }
+}
+
+/// Different failures of a pull, as one.
+fn aggregate(image: &str, mut errors: Vec<cri::Error>) -> cri::Error {
+    match errors.len() {
+        0 => cri::Error::ImageNotFound { image: image.to_owned() },
+        1 => errors.swap_remove(0),
+        _ => {
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            cri::Error::Internal { message: format!("[{}]", texts.join(", ")) }
+        }
     }
 }
 
@@ -413,6 +426,16 @@ mod tests {
             };
             assert_eq!(pull_policy(&container), expected, "{image}");
         }
+    }
+
+    #[test]
+    fn failures_of_a_pull_are_one() {
+        let pull = |message: &str| cri::Error::ImagePull { image: "i".into(), message: message.into() };
+        let one = aggregate("i", vec![pull("a")]);
+        assert_eq!(one.to_string(), pull("a").to_string());
+        let two = aggregate("i", vec![pull("a"), pull("b")]).to_string();
+        assert_eq!(two, format!("[{}, {}]", pull("a"), pull("b")));
+        assert!(matches!(aggregate("i", Vec::new()), cri::Error::ImageNotFound { .. }));
     }
 
     #[test]
