@@ -25,7 +25,11 @@ pub fn check(options: &UpOptions) -> Vec<Problem> {
         if node { root() } else { None },
         if node { overlay() } else { None },
         if node { cgroups() } else { None },
-        if options.enabled(Part::Proxy) && nix::unistd::geteuid().is_root() { nftables() } else { None },
+        if (node || options.enabled(Part::Proxy)) && nix::unistd::geteuid().is_root() {
+            nftables()
+        } else {
+            None
+        },
         port(options),
         ranges(options),
         if node { routes(options) } else { None },
@@ -61,16 +65,42 @@ fn cgroups() -> Option<Problem> {
 }
 
 fn nftables() -> Option<Problem> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
-    let opened =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter);
-    match opened {
-        Ok(_) => None,
-        Err(error) => problem(
-            format!("the kernel does not offer nftables ({error}), which Services need"),
-            "load it with `modprobe nf_tables`, or leave Services out with --disable proxy",
-        ),
+    let missing = match net::features::missing() {
+        Ok(missing) => missing,
+        Err(error) => {
+            let why = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
+            return problem(
+                format!("the kernel does not offer nftables ({error}{why}), which the network needs"),
+                "load it with `modprobe nf_tables`",
+            );
+        }
+    };
+    lacking(&missing)
+}
+
+/// The kernel's option that makes a module.
+fn option(module: &str) -> String {
+    match module {
+        "nft_chain_nat" => "CONFIG_NFT_NAT".into(),
+        other => format!("CONFIG_{}", other.to_uppercase()),
     }
+}
+
+/// What to do about modules of the kernel that are not there.
+fn lacking(modules: &[&str]) -> Option<Problem> {
+    if modules.is_empty() {
+        return None;
+    }
+    let mut options: Vec<String> = modules.iter().map(|module| option(module)).collect();
+    options.dedup();
+    problem(
+        format!("the kernel lacks {}, which the network needs", modules.join(", ")),
+        format!(
+            "load what is missing with `modprobe -a {}`; a kernel that has no such modules has to be built with {}",
+            modules.join(" "),
+            options.join(", ")
+        ),
+    )
 }
 
 fn port(options: &UpOptions) -> Option<Problem> {
@@ -181,6 +211,15 @@ mod tests {
         assert!(found.what.contains("overlap"), "{found:?}");
         assert!(ranges(&options(&["--cluster-dns", "10.9.0.1"])).unwrap().what.contains("not inside"));
         assert!(ranges(&options(&["--cluster-cidr", "nonsense"])).is_some());
+    }
+
+    #[test]
+    fn modules_that_are_missing_are_named() {
+        assert_eq!(lacking(&[]), None);
+        let found = lacking(&["nft_chain_nat", "nft_numgen"]).unwrap();
+        assert_eq!(found.what, "the kernel lacks nft_chain_nat, nft_numgen, which the network needs");
+        assert!(found.remedy.contains("`modprobe -a nft_chain_nat nft_numgen`"), "{found:?}");
+        assert!(found.remedy.ends_with("with CONFIG_NFT_NAT, CONFIG_NFT_NUMGEN"), "{found:?}");
     }
 
     #[test]

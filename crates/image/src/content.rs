@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 
 /// Largest manifest or configuration read into memory; registries refuse manifests above 4 MiB.
 pub(crate) const DOCUMENT_LEN_MAX: u64 = 8 << 20;
+/// Directories below that of the store.
+const DIRECTORIES: [&str; 3] = ["blobs/sha256", "layers", "tmp"];
 /// Size of copy buffers.
 const COPY_LEN: usize = 128 << 10;
 
@@ -21,19 +23,36 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// Makes the directories and drops what an earlier process left unfinished.
+    /// Makes the directories and drops what an earlier process left unfinished. A read-only store that is complete
+    /// is opened as it is.
     pub(crate) fn open(root: &Path) -> Result<Content> {
+        match Self::prepare(root) {
+            Err(Error::Io { source, .. })
+                if source.kind() == io::ErrorKind::ReadOnlyFilesystem
+                    && DIRECTORIES.iter().all(|dir| root.join(dir).is_dir()) =>
+            {
+                tracing::warn!(
+                    directory = %root.display(),
+                    "the image store is on a read-only file system: images that are there can be used, others cannot be pulled"
+                );
+            }
+            made => made.map_err(|error| error.about_store(root))?,
+        }
+        Ok(Content { root: root.to_owned(), next_temp: AtomicU64::new(0) })
+    }
+
+    fn prepare(root: &Path) -> Result<()> {
         let temp = root.join("tmp");
-        if temp.exists() {
+        let is_used = fs::read_dir(&temp).is_ok_and(|mut entries| entries.next().is_some());
+        if is_used {
             fs::remove_dir_all(&temp).map_err(Error::io("remove unfinished image content"))?;
         }
-        for dir in ["blobs/sha256", "layers", "tmp"] {
+        for dir in DIRECTORIES {
             fs::create_dir_all(root.join(dir)).map_err(Error::io(format!("create {dir}")))?;
         }
         // Layers hold set-user-id programs that the node's users must not reach.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        fs::set_permissions(root, private).map_err(Error::io("protect image store"))?;
-        Ok(Content { root: root.to_owned(), next_temp: AtomicU64::new(0) })
+        fs::set_permissions(root, private).map_err(Error::io("protect image store"))
     }
 
     pub(crate) fn root(&self) -> &Path {

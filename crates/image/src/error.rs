@@ -1,6 +1,7 @@
 //! What can go wrong with images, and how it maps to the runtime interface's reasons.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 /// Result within this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -90,6 +91,14 @@ pub enum Error {
         /// The limit, bytes or entries.
         limit: u64,
     },
+    /// The store's directory takes no writes.
+    #[error("cannot write to the image store {}: {why}", directory.display())]
+    Unwritable {
+        /// The directory.
+        directory: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
     /// An operating system error.
     #[error("{context}: {source}")]
     Io {
@@ -106,6 +115,20 @@ impl Error {
     pub fn io(context: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let context = context.into();
         move |source| Error::Io { context, source }
+    }
+
+    /// Names the store's directory where that is what cannot be written to.
+    pub(crate) fn about_store(self, directory: &Path) -> Error {
+        let why = match &self {
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => "it is on a read-only file system",
+                io::ErrorKind::StorageFull => "no space is left on its file system",
+                io::ErrorKind::QuotaExceeded => "its quota is used up",
+                _ => return self,
+            },
+            _ => return self,
+        };
+        Error::Unwritable { directory: directory.to_owned(), why }
     }
 
     /// Whether another attempt may succeed.

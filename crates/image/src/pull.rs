@@ -71,7 +71,7 @@ impl ImageStore {
                 Err(e) if sessions.peek().is_some() => {
                     tracing::info!(%reference, error = %e, "mirror cannot serve the image, trying the next");
                 }
-                result => return result,
+                result => return result.map_err(|error| error.about_store(self.content.root())),
             }
         }
         Err(Error::NotFound(reference.to_string()))

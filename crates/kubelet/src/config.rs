@@ -143,6 +143,8 @@ pub struct Config {
     pub eviction: crate::eviction::threshold::Eviction,
     /// When unused images go.
     pub image_gc: crate::image_gc::Policy,
+    /// When a pod's credentials count for images that are there.
+    pub image_verification: crate::pulled::Verification,
     /// Programs that give credentials for registries.
     pub credential_providers: Arc<crate::credentials::Providers>,
     /// Pulls at once; at least one.
@@ -204,6 +206,7 @@ impl Config {
             configuration: serde_json::Map::new(),
             eviction: crate::eviction::threshold::Eviction::default(),
             image_gc: crate::image_gc::Policy::default(),
+            image_verification: crate::pulled::Verification::default(),
             credential_providers: Arc::default(),
             parallel_pulls: crate::images::PULLS_AT_ONCE,
             node_labels: BTreeMap::new(),

@@ -207,7 +207,11 @@ async fn collect(agent: &Agent, seen: &mut Seen, began: Timestamp) -> Result<(),
     let policy = &agent.config.image_gc;
     let in_use = in_use(agent).await?;
     let now = agent.clock.now();
-    seen.look(&service.list().await?, &in_use, now);
+    let images = service.list().await?;
+    let ids: Vec<String> = images.iter().map(|image| image.id.clone()).collect();
+    // What is removed below is forgotten at the next look.
+    agent.images.forget_others(&ids, now);
+    seen.look(&images, &in_use, now);
     for id in seen.stale(policy, began, now) {
         tracing::info!(image = id, "removing an image that was not used for long");
         service.remove(&id).await?;

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::counters::Counters;
 use crate::credentials::{self, Providers};
 use crate::observed::Waiting;
+use crate::pulled::{self, Pulled};
 use crate::spec::{self, Role};
 
 /// Back-off between failed pulls of one image for one pod.
@@ -44,8 +45,32 @@ pub struct Images {
     pulls: Semaphore,
     providers: Arc<Providers>,
     counters: Arc<Counters>,
+    /// Who may use what is there.
+    pulled: Pulled,
     /// When the first pull for a pod began and the last one ended.
     pulling: Mutex<HashMap<String, (Instant, Instant)>>,
+}
+
+/// What may be shown to a registry, and the secret it is from; the node's own is from none.
+#[derive(Debug, Clone, PartialEq)]
+struct Credential {
+    auth: Option<ImageAuth>,
+    secret: Option<pulled::Secret>,
+}
+
+/// A pull that is noted to run; ends the note unless the pull has succeeded, also when its task is dropped.
+struct Unfinished<'a> {
+    pulled: &'a Pulled,
+    image: &'a str,
+    is_done: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.pulled.failed(self.image);
+        }
+    }
 }
 
 /// Pull policy: as given, else `Always` for `latest` and no tag.
@@ -77,6 +102,7 @@ impl Images {
         parallel: usize,
         providers: Arc<Providers>,
         counters: Arc<Counters>,
+        pulled: Pulled,
     ) -> Self {
         Images {
             service,
@@ -86,8 +112,22 @@ impl Images {
             pulls: Semaphore::new(parallel.max(1)),
             providers,
             counters,
+            pulled,
             pulling: Mutex::default(),
         }
+    }
+
+    /// Takes note of what pulls of an earlier process have brought.
+    pub async fn recover(&self) {
+        match self.service.list().await {
+            Ok(images) => self.pulled.recover(&images, self.clock.now()),
+            Err(error) => tracing::warn!(%error, "images could not be listed; unfinished pulls stay noted"),
+        }
+    }
+
+    /// Forgets who may use images that are not among these ids, which were there at `until`.
+    pub fn forget_others(&self, ids: &[String], until: Timestamp) {
+        self.pulled.prune(ids, until);
     }
 
     /// The service behind.
@@ -126,21 +166,28 @@ impl Images {
                 return Err(fail("ImageInspectError", message, PULL_BACKOFF.initial));
             }
         };
+        let credentials: Vec<Credential> =
+            secrets.iter().flat_map(|secret| credentials_for(&image, secret)).collect();
+        let shown = || credentials.iter().filter_map(|c| c.secret.clone()).collect::<Vec<_>>();
+        let may_use = |status: &ImageStatus| {
+            !self.pulled.must_pull(&image, &status.image.id, &shown(), self.clock.now())
+        };
         match (present, policy) {
-            (Some(status), "IfNotPresent" | "Never") => {
+            (Some(status), "IfNotPresent" | "Never") if may_use(&status) => {
                 let message = format!(
                     "Container image {image:?} already present on machine and can be accessed by the pod"
                 );
                 recorder.record(about(), EventType::Normal, "Pulled", message);
                 Ok(status)
             }
-            (None, "Never") => {
+            // Whether it is there is not for everybody to know.
+            (_, "Never") => {
                 let message = format!("Container image {image:?} is not present with pull policy of Never");
                 recorder.record(about(), EventType::Warning, "ErrImageNeverPull", message.clone());
                 recorder.record(about(), EventType::Warning, "Failed", "Error: ErrImageNeverPull");
                 Err(fail("ErrImageNeverPull", message, PULL_BACKOFF.initial))
             }
-            _ => self.pull(pod, role, container, &image, secrets, recorder).await,
+            _ => self.pull(pod, role, container, &image, credentials, recorder).await,
         }
     }
 
@@ -150,7 +197,7 @@ impl Images {
         role: Role,
         container: &Container,
         image: &str,
-        secrets: &[Arc<Secret>],
+        credentials: Vec<Credential>,
         recorder: &Recorder,
     ) -> Result<ImageStatus, NotPresent> {
         let about = || spec::container_reference(pod, role, &container.name);
@@ -162,15 +209,28 @@ impl Images {
             recorder.record(about(), EventType::Warning, "Failed", "Error: ImagePullBackOff");
             return Err(self.back_off(&key, message, remaining));
         }
+        if let Err(error) = self.pulled.begin(image) {
+            let why = format!("failed to record image pull intent: {error}");
+            recorder.record(about(), EventType::Warning, "Failed", format!("Error: {why}"));
+            let message = format!("Failed to record image pull intent for container image {image:?}: {why}");
+            let delay = self.fail(&key, message.clone());
+            let retry_at = self.clock.now() + SignedDuration::try_from(delay).unwrap_or_default();
+            return Err(NotPresent { waiting: Waiting::new("ErrImagePull", message), retry_at });
+        }
+        let mut noted = Unfinished { pulled: &self.pulled, image, is_done: false };
         recorder.record(about(), EventType::Normal, "Pulling", format!("Pulling image {image:?}"));
         let waited = self.clock.instant();
         let permit = self.pulls.acquire().await;
         let begun = self.clock.instant();
-        let outcome = self.pull_with(image, secrets).await;
+        let outcome = self.pull_with(image, credentials).await;
         drop(permit);
         let outcome = match outcome {
-            Ok(size) => match self.service.status(image).await {
-                Ok(Some(status)) => Ok((size, status)),
+            Ok((size, who)) => match self.service.status(image).await {
+                Ok(Some(status)) => {
+                    noted.is_done = true;
+                    self.pulled.succeeded(image, &status.image.id, who, self.clock.now());
+                    Ok((size, status))
+                }
                 Ok(None) => Err(cri::Error::ImageNotFound { image: image.to_owned() }),
                 Err(error) => Err(error),
             },
@@ -231,20 +291,30 @@ impl Images {
         }
     }
 
-    /// Tries every credential that fits, then none.
-    async fn pull_with(&self, image: &str, secrets: &[Arc<Secret>]) -> cri::Result<u64> {
-        let mut credentials: Vec<Option<ImageAuth>> =
-            secrets.iter().flat_map(|secret| credentials_for(image, secret)).map(Some).collect();
-        credentials.extend(self.providers.credentials(image, self.clock.now()).await.into_iter().map(Some));
-        credentials.push(None);
-        let mut last = None;
-        for auth in credentials {
+    /// Tries every credential that fits, none where there are none; answers the size and who has access by it.
+    async fn pull_with(
+        &self,
+        image: &str,
+        mut credentials: Vec<Credential>,
+    ) -> cri::Result<(u64, pulled::Credentials)> {
+        let of_node = self.providers.credentials(image, self.clock.now()).await.into_iter();
+        credentials.extend(of_node.map(|auth| Credential { auth: Some(auth), secret: None }));
+        if credentials.is_empty() {
+            credentials.push(Credential { auth: None, secret: None });
+        }
+        let mut errors: Vec<cri::Error> = Vec::new();
+        for Credential { auth, secret } in credentials {
             match self.service.pull(PullRequest { image: image.to_owned(), auth, progress: None }).await {
-                Ok(result) => return Ok(result.size_bytes),
-                Err(error) => last = last.or(Some(error)),
+                Ok(result) => {
+                    let who =
+                        secret.map_or_else(pulled::Credentials::of_node, pulled::Credentials::of_secret);
+                    return Ok((result.size_bytes, who));
+                }
+                Err(error) if errors.iter().any(|other| other.to_string() == error.to_string()) => {}
+                Err(error) => errors.push(error),
             }
         }
-        Err(last.unwrap_or(cri::Error::ImageNotFound { image: image.to_owned() }))
+        Err(aggregate(image, errors))
     }
 
     /// How long pulls for a pod took, from the first one's begin to the last one's end.
@@ -256,6 +326,18 @@ impl Images {
     pub fn release(&self, pod_uid: &str) {
         self.pulling.lock().remove(pod_uid);
         self.failures.lock().retain(|(uid, _), _| uid != pod_uid);
+    }
+}
+
+/// Different failures of a pull, as one.
+fn aggregate(image: &str, mut errors: Vec<cri::Error>) -> cri::Error {
+    match errors.len() {
+        0 => cri::Error::ImageNotFound { image: image.to_owned() },
+        1 => errors.swap_remove(0),
+        _ => {
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            cri::Error::Internal { message: format!("[{}]", texts.join(", ")) }
+        }
     }
 }
 
@@ -275,7 +357,7 @@ pub(crate) fn repository(image: &str) -> String {
 
 /// Credentials of a pull secret for an image (`kubernetes.io/dockerconfigjson` or the older `dockercfg`),
 /// the most specific first.
-fn credentials_for(image: &str, secret: &Secret) -> Vec<ImageAuth> {
+fn credentials_for(image: &str, secret: &Secret) -> Vec<Credential> {
     let Some(data) = &secret.data else { return Vec::new() };
     let parse = |key: &str| data.get(key).and_then(|bytes| serde_json::from_slice::<Value>(&bytes.0).ok());
     let auths = match (parse(".dockerconfigjson"), parse(".dockercfg")) {
@@ -292,7 +374,17 @@ fn credentials_for(image: &str, secret: &Secret) -> Vec<ImageAuth> {
             fitting.entry(std::cmp::Reverse(bare.len())).or_default().push(auth_of(entry));
         }
     }
-    fitting.into_values().flatten().collect()
+    let meta = &secret.metadata;
+    let of_secret = |auth: ImageAuth| Credential {
+        secret: Some(pulled::Secret {
+            uid: meta.uid.clone().unwrap_or_default(),
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            credential_hash: pulled::hash(&auth),
+        }),
+        auth: Some(auth),
+    };
+    fitting.into_values().flatten().map(of_secret).collect()
 }
 
 fn auth_of(entry: &Value) -> ImageAuth {
@@ -337,6 +429,16 @@ mod tests {
     }
 
     #[test]
+    fn failures_of_a_pull_are_one() {
+        let pull = |message: &str| cri::Error::ImagePull { image: "i".into(), message: message.into() };
+        let one = aggregate("i", vec![pull("a")]);
+        assert_eq!(one.to_string(), pull("a").to_string());
+        let two = aggregate("i", vec![pull("a"), pull("b")]).to_string();
+        assert_eq!(two, format!("[{}, {}]", pull("a"), pull("b")));
+        assert!(matches!(aggregate("i", Vec::new()), cri::Error::ImageNotFound { .. }));
+    }
+
+    #[test]
     fn repositories() {
         let cases = [
             ("nginx", "docker.io/library/nginx"),
@@ -358,8 +460,10 @@ mod tests {
         let secret =
             Secret::from_value(json!({"data": {".dockerconfigjson": STANDARD.encode(config.to_string())}}))
                 .unwrap();
-        let names: Vec<_> =
-            credentials_for("r.io/team/app:1", &secret).into_iter().map(|auth| auth.username).collect();
+        let names: Vec<_> = credentials_for("r.io/team/app:1", &secret)
+            .into_iter()
+            .filter_map(|c| Some(c.auth?.username))
+            .collect();
         assert_eq!(names, ["near", "wide"]);
         assert!(credentials_for("r.io.evil/team", &secret).is_empty());
         let wild = json!({"auths": {"*.r.io": {"username": "any", "password": "x"}}});

@@ -24,6 +24,7 @@ use crate::node::machine::Machine;
 use crate::node::{lease, register};
 use crate::orphans;
 use crate::plugins::{self, Handlers};
+use crate::pulled::Pulled;
 use crate::references::{Changed, References};
 use crate::server::Server;
 use crate::volume::certificate::Certificates;
@@ -116,6 +117,7 @@ impl Kubelet {
         let _guard = cancel.clone().drop_guard();
         let (agent, pods) = self.wire(&cancel).await?;
         limit_pods(&agent);
+        agent.images.recover().await;
         agent.recorder.record(
             register::reference(&agent.config.node_name),
             EventType::Normal,
@@ -236,6 +238,7 @@ impl Kubelet {
                 self.config.parallel_pulls,
                 self.config.credential_providers.clone(),
                 counters.clone(),
+                Pulled::new(&self.config.root_dir, self.config.image_verification.clone()),
             ),
             services: informers.get::<Service>(),
             config: self.config.clone(),

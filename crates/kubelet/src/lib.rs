@@ -34,6 +34,7 @@ mod orphans;
 pub mod plan;
 pub mod plugins;
 pub mod probe;
+pub mod pulled;
 pub mod references;
 pub mod resize;
 pub mod resources;

@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** knows nothing of the API: pods and Services reach it as addresses and ports.
 
+pub mod features;
 pub mod ipam;
 pub mod link;
 pub mod netlink;

@@ -168,11 +168,12 @@ impl Socket {
     /// Sends one request and waits until the kernel has carried it out.
     pub fn request(&self, doing: &str, message: Message) -> Result<(), Error> {
         self.send(doing, &message.finish(1, true))?;
-        self.acknowledged(doing, 1)
+        self.acknowledged(doing, 1).map_err(|(error, _)| error)
     }
 
-    /// Sends several messages at once as one transaction; `last` is acknowledged when all are done.
-    pub(crate) fn batch(&self, doing: &str, messages: Vec<Message>) -> Result<(), Error> {
+    /// Sends several messages at once as one transaction; `last` is acknowledged when all are done. A refusal comes
+    /// with the number of the message that it is about, counted from 0, where the kernel tells.
+    pub(crate) fn batch(&self, doing: &str, messages: Vec<Message>) -> Result<(), (Error, Option<usize>)> {
         let (mut bytes, mut sequence) = (Vec::new(), 0);
         let count = messages.len();
         for (i, message) in messages.into_iter().enumerate() {
@@ -180,7 +181,7 @@ impl Socket {
             // Every message but the batch's own begin and end is acknowledged or refused.
             bytes.extend(message.finish(sequence, i != 0 && i + 1 == count - 1));
         }
-        self.send(doing, &bytes)?;
+        self.send(doing, &bytes).map_err(|error| (error, None))?;
         self.acknowledged(doing, sequence - 1)
     }
 
@@ -190,11 +191,11 @@ impl Socket {
     }
 
     /// Reads answers until the acknowledgement with this number, or the first refusal.
-    fn acknowledged(&self, doing: &str, sequence: u32) -> Result<(), Error> {
+    fn acknowledged(&self, doing: &str, sequence: u32) -> Result<(), (Error, Option<usize>)> {
         let mut buffer = vec![0u8; ANSWER_BYTES];
         loop {
-            let n =
-                recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|e| Error::new(doing, e))?;
+            let n = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())
+                .map_err(|e| (Error::new(doing, e), None))?;
             let mut rest = &buffer[..n];
             while rest.len() >= 16 {
                 let word =
@@ -204,7 +205,8 @@ impl Socket {
                 if kind == NLMSG_ERROR && len >= 20 {
                     let code = word(16) as i32;
                     if code != 0 {
-                        return Err(Error::new(doing, io::Error::from_raw_os_error(-code)));
+                        let error = Error::new(doing, io::Error::from_raw_os_error(-code));
+                        return Err((error, word(8).checked_sub(1).map(|n| n as usize)));
                     }
                     if word(8) == sequence {
                         return Ok(());

@@ -3,6 +3,7 @@
 //! Numbers and names are those of `linux/netfilter/nf_tables.h`. Registers are the 32-bit ones, counted
 //! from 0.
 
+use crate::features;
 use crate::netlink::{APPEND, CREATE, Error, Message, Socket};
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -225,13 +226,15 @@ pub struct Transaction {
     family: Family,
     table: String,
     messages: Vec<Message>,
+    /// Modules of the kernel that messages need, by their numbers.
+    needs: Vec<(usize, &'static str)>,
     next_set: u32,
 }
 
 impl Transaction {
     /// An empty transaction on one table.
     pub fn new(family: Family, table: &str) -> Self {
-        Transaction { family, table: table.to_owned(), messages: Vec::new(), next_set: 1 }
+        Transaction { family, table: table.to_owned(), messages: Vec::new(), needs: Vec::new(), next_set: 1 }
     }
 
     fn message(&self, kind: u16, flags: u16) -> Message {
@@ -256,6 +259,9 @@ impl Transaction {
     pub fn add_chain(&mut self, name: &str, base: Option<Base>) -> &mut Self {
         let mut message = self.message(NEW_CHAIN, CREATE).text(1, &self.table).text(3, name);
         if let Some(base) = base {
+            if base.kind == "nat" {
+                self.needs.push((self.messages.len(), "nft_chain_nat"));
+            }
             let hook = match base.hook {
                 Hook::Prerouting => 0,
                 Hook::Input => 1,
@@ -274,6 +280,8 @@ impl Transaction {
 
     /// Adds a rule at the end of a chain.
     pub fn add_rule(&mut self, chain: &str, steps: &[Step]) -> &mut Self {
+        let number = self.messages.len();
+        self.needs.extend(steps.iter().filter_map(features::module).map(|module| (number, module)));
         let message = self.message(NEW_RULE, CREATE | APPEND).text(1, &self.table).text(2, chain);
         let message = message.nest(4, |m| steps.iter().fold(m, |m, step| m.nest(1, |m| expression(m, step))));
         self.messages.push(message);
@@ -367,8 +375,25 @@ impl Transaction {
         let mut all = vec![edge(BATCH_BEGIN)];
         all.extend(self.messages);
         all.push(edge(BATCH_END));
-        Socket::netfilter()?.batch(doing, all)
+        let refused = Socket::netfilter()?.batch(doing, all);
+        // The first message is the batch's begin.
+        refused.map_err(|(error, number)| explain(error, &self.needs, number.and_then(|n| n.checked_sub(1))))
     }
+}
+
+/// Where the kernel does not know something: what that may be.
+fn explain(error: Error, needs: &[(usize, &'static str)], number: Option<usize>) -> Error {
+    if !features::may_lack(&error) {
+        return error;
+    }
+    let mut modules: Vec<&str> =
+        needs.iter().filter(|(at, _)| Some(*at) == number).map(|(_, module)| *module).collect();
+    modules.dedup();
+    if modules.is_empty() {
+        return error;
+    }
+    let doing = format!("{}: the kernel may lack {}", error.doing, modules.join(" or "));
+    Error { doing, source: error.source }
 }
 
 fn register(n: u32) -> u32 {
@@ -467,4 +492,48 @@ pub fn endpoint(address: std::net::Ipv4Addr, port: u16) -> Vec<u8> {
     let mut data = address.octets().to_vec();
     data.extend([high, low, 0, 0]);
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn refusals_name_what_may_be_missing() {
+        let base = |kind| Some(Base { kind, hook: Hook::Prerouting, priority: 0 });
+        let mut t = Transaction::new(Family::Ip, "t");
+        t.add_table().add_chain("n", base("nat")).add_chain("f", base("filter"));
+        t.add_rule("f", &[Step::Load(Load::DestinationKind, 0), Step::Verdict(Verdict::Accept)]);
+        t.add_rule("f", &[Step::Verdict(Verdict::Accept)]);
+        let table = [
+            (Errno::ENOENT, Some(1), "netlink: x: the kernel may lack nft_chain_nat"),
+            (Errno::EOPNOTSUPP, Some(3), "netlink: x: the kernel may lack nft_fib_ipv4"),
+            (Errno::ENOENT, Some(4), "netlink: x"),
+            (Errno::ENOENT, None, "netlink: x"),
+            (Errno::EINVAL, Some(3), "netlink: x"),
+        ];
+        for (errno, number, expected) in table {
+            let error = Error::new("x", std::io::Error::from(errno));
+            assert_eq!(explain(error, &t.needs, number).to_string(), expected, "{errno} {number:?}");
+        }
+    }
+
+    /// A chain that is not there: the kernel tells which message it means.
+    #[test]
+    fn the_kernel_tells_which_message_it_refuses() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let refused = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let mut t = Transaction::new(Family::Ip, "t");
+            t.add_table().add_chain("c", None).add_rule("gone", &[Step::Random { register: 0, modulus: 2 }]);
+            t.commit("trying").unwrap_err()
+        });
+        let refused = refused.join().unwrap();
+        assert!(refused.is(Errno::ENOENT));
+        assert_eq!(refused.to_string(), "netlink: trying: the kernel may lack nft_numgen");
+    }
 }

@@ -298,21 +298,24 @@ fn refused(s: &Scope<'_>) -> anyhow::Result<()> {
 pub fn cases() -> Vec<Case> {
     vec![
         Case {
-            name: "[sig-node] [DRA] kubelet supports simple pod referencing inline resource claim",
+            name: "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] on single node supports simple pod referencing inline resource claim",
             run: inline,
         },
-        Case { name: "[sig-node] [DRA] control plane supports sharing a claim between pods", run: shared },
         Case {
-            name: "[sig-node] [DRA] control plane retries pod scheduling after updating resource slices",
-            run: waits,
+            name: "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] on single node supports external claim referenced by multiple pods",
+            run: shared,
         },
+        Case { name: "Ferry: [DRA] a pod waits until there are devices and until they are free", run: waits },
         Case {
-            name: "[sig-node] [DRA] control plane retries pod scheduling after creating device class",
+            name: "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] on single node retries pod scheduling after creating device class",
             run: class_appears,
         },
-        Case { name: "[sig-node] [DRA] kubelet must retry NodePrepareResources", run: retries },
         Case {
-            name: "[sig-node] [DRA] kubelet must call NodePrepareResources even if not used by any container",
+            name: "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] must retry NodePrepareResources",
+            run: retries,
+        },
+        Case {
+            name: "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] must call NodePrepareResources even if not used by any container",
             run: unused,
         },
         Case { name: "Ferry: [DRA] a pod waits for the template of its claim", run: missing_template },

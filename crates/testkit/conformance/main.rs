@@ -21,6 +21,7 @@ mod node_more;
 mod operations;
 mod pod_env;
 mod pod_life;
+mod pulls;
 mod quota;
 mod records;
 mod schedules;
@@ -57,6 +58,7 @@ fn main() -> std::process::ExitCode {
         crd_fields::cases(),
         crd_openapi::cases(),
         crd_rules::cases(),
+        pulls::cases(),
         quota::cases(),
         admission::cases(),
         operations::cases(),

@@ -55,7 +55,7 @@ fn groups(s: &Scope<'_>, volumes: Value, group: Option<u32>) -> anyhow::Result<S
 pub fn cases() -> Vec<Case> {
     vec![
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers must create the user namespace if set to false [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers must create the user namespace if set to false [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| {
                 if !has_user_namespaces(s)? {
                     return Ok(());
@@ -78,11 +78,11 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers must not create the user namespace if set to true [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers must not create the user namespace if set to true [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| has(&ids(s, "host", true)?, &["4294967295"]),
         },
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers should mount all volumes with proper permissions with hostUsers=false [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers should mount all volumes with proper permissions with hostUsers=false [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| {
                 if !has_user_namespaces(s)? {
                     return Ok(());
@@ -102,7 +102,7 @@ pub fn cases() -> Vec<Case> {
             },
         },
         Case {
-            name: "[sig-node] Security Context When creating a pod with HostUsers should set FSGroup to user inside the container with hostUsers=false [LinuxOnly]",
+            name: "[sig-node] Security Context When creating a pod with HostUsers should set FSGroup to user inside the container with hostUsers=false [LinuxOnly] [Feature:UserNamespacesSupport] [FeatureGate:UserNamespacesSupport]",
             run: |s| {
                 if !has_user_namespaces(s)? {
                     return Ok(());
@@ -111,6 +111,38 @@ pub fn cases() -> Vec<Case> {
                 let groups = groups(s, json!([{"name": "cfg", "configMap": {"name": "c"}}]), Some(200))?;
                 ensure!(groups == "=200\n".repeat(3), "{groups:?}");
                 Ok(())
+            },
+        },
+        Case {
+            name: "Ferry: a pod with users of its own makes namespaces and mounts within them",
+            run: |s| {
+                if !has_user_namespaces(s)? {
+                    return Ok(());
+                }
+                let script = "mkdir /tmp/m; mount -t tmpfs t /tmp/m && echo mounted
+                    unshare -Urm sh -c 'mount -t tmpfs t /tmp/m && echo nested $(id -u)'
+                    unshare -mpf sh -c 'mount -t proc p /proc && readlink /proc/self'
+                    unshare -Urmpf sh -c 'mount -t proc p /proc && readlink /proc/self'";
+                let root = |caps: Value| json!({"capabilities": {"add": caps}, "procMount": "Unmasked"});
+                let may = |name: &str, security: Value| {
+                    pod(name, script, |spec| {
+                        spec["hostUsers"] = false.into();
+                        spec["containers"][0]["securityContext"] = security;
+                    })
+                };
+                let said = s.output(may("may", root(json!(["SYS_ADMIN"]))))?;
+                let lines: Vec<&str> = said.lines().collect();
+                // Each is the first process of its own.
+                ensure!(lines == ["mounted", "nested 0", "1", "1"], "{said}");
+                // Without the capability only namespaces with further users of its own are left.
+                let said = s.output(may("may-not", root(json!([]))))?;
+                let refused = ["mount: permission denied", "unshare(0x20020000): Operation not permitted"];
+                has(&said, &refused)?;
+                has(&said, &["nested 0\n", "\n1\n"])?;
+                // What is hidden in /proc stays hidden: a fresh one would show it.
+                let masked = json!({"capabilities": {"add": ["SYS_ADMIN"]}});
+                let said = s.output(may("masked", masked))?;
+                has(&said, &["mounted", "nested 0", "not permitted"])
             },
         },
     ]

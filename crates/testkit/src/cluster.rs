@@ -72,10 +72,30 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`], or when the disk can't be mounted.
     pub fn start_on_disk(bytes: u64) -> anyhow::Result<Cluster> {
-        Self::start_at(Runtime::Embedded, &[], Some(bytes))
+        Self::start_at(Runtime::Embedded, &[], Some(("", bytes)))
     }
 
-    fn start_at(on: Runtime, arguments: &[&str], disk: Option<u64>) -> anyhow::Result<Cluster> {
+    /// The same with its images alone on such a disk.
+    ///
+    /// # Errors
+    /// As [`Cluster::start_on_disk`].
+    pub fn start_with_image_disk(bytes: u64) -> anyhow::Result<Cluster> {
+        Self::start_at(Runtime::Embedded, &[], Some(("images", bytes)))
+    }
+
+    /// Makes the cluster's disk read-only, or writable again.
+    ///
+    /// # Errors
+    /// When it has none, or the kernel refuses.
+    pub fn remount_disk(&self, read_only: bool) -> anyhow::Result<()> {
+        use nix::mount::MsFlags;
+        let disk = self.disk.as_ref().context("the cluster has no disk of its own")?;
+        let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        nix::mount::mount(None::<&str>, &disk.0, None::<&str>, MsFlags::MS_REMOUNT | flags, None::<&str>)?;
+        Ok(())
+    }
+
+    fn start_at(on: Runtime, arguments: &[&str], disk: Option<(&str, u64)>) -> anyhow::Result<Cluster> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "clusters are made of namespaces and mounts: run the tests as root"
@@ -89,7 +109,7 @@ impl Cluster {
         image::write_busybox(&archive)?;
         let data = directory.path().join("data");
         let log = directory.path().join("log");
-        let disk = disk.map(|bytes| Disk::mount(&data, bytes)).transpose()?;
+        let disk = disk.map(|(below, bytes)| Disk::mount(&data.join(below), bytes)).transpose()?;
         let mut arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         let containerd = match on {
             Runtime::Embedded => None,
@@ -209,7 +229,7 @@ struct Disk(PathBuf);
 
 impl Disk {
     fn mount(target: &Path, bytes: u64) -> anyhow::Result<Disk> {
-        std::fs::create_dir(target)?;
+        std::fs::create_dir_all(target)?;
         let options = format!("size={bytes}");
         nix::mount::mount(
             Some("tmpfs"),

@@ -13,6 +13,21 @@ use crate::image;
 /// How long it may take to answer.
 const START_MAX: Duration = Duration::from_secs(30);
 
+/// Version of the containerd that is installed, as far as it says what it can do.
+///
+/// # Errors
+/// When there is none, or it does not say.
+pub fn version() -> anyhow::Result<(u32, u32)> {
+    let said = succeed(Command::new("containerd").arg("--version"))?;
+    // "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3", or with a "v".
+    let word = said.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
+    let mut numbers = word.split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("containerd does not tell its version: {said}"),
+    }
+}
+
 /// A running containerd. Dropping it without [`Containerd::stop`] kills it and what it runs.
 #[derive(Debug)]
 pub struct Containerd {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -28,11 +30,26 @@ struct Content {
     manifest: Bytes,
     blobs: [Bytes; 2],
     asked: Arc<AtomicUsize>,
+    /// The header that is asked for, if any.
+    authorization: Option<String>,
 }
 
 impl Registry {
     /// Serves an image of one layer with these files.
     pub fn start(name: &str, files: &[(&str, &[u8])]) -> anyhow::Result<Registry> {
+        Self::serve(name, files, None)
+    }
+
+    /// The same for those only who know the password of the user `puller`.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_guarded(name: &str, files: &[(&str, &[u8])], password: &str) -> anyhow::Result<Registry> {
+        let basic = format!("Basic {}", STANDARD.encode(format!("puller:{password}")));
+        Self::serve(name, files, Some(basic))
+    }
+
+    fn serve(name: &str, files: &[(&str, &[u8])], authorization: Option<String>) -> anyhow::Result<Registry> {
         let layer = tar(files);
         let config = json!({"architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]}});
@@ -45,6 +62,7 @@ impl Registry {
             manifest: manifest.to_string().into(),
             blobs: [config.into(), layer.into()],
             asked: asked.clone(),
+            authorization,
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
@@ -71,6 +89,13 @@ impl Registry {
 }
 
 fn answer(request: &Request<Incoming>, content: &Content) -> http::Result<Response<Full<Bytes>>> {
+    let shown = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+    if content.authorization.is_some() && content.authorization.as_deref() != shown {
+        return Response::builder()
+            .status(StatusCode::UNAUTHORIZED)
+            .header("www-authenticate", "Basic realm=\"tests\"")
+            .body(Full::default());
+    }
     let path = request.uri().path();
     let wanted = path.rsplit('/').next().unwrap_or_default();
     let (kind, bytes) = if path == "/v2/" {

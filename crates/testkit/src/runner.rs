@@ -13,6 +13,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::cluster::{Cluster, Runtime, Scope, tail};
+use crate::containerd;
 
 /// Cases that run side by side: waiting dominates, so more than there are processors.
 const PARALLEL: usize = 6;
@@ -31,6 +32,32 @@ const LEFT_OUT: [(&str, &str); 1] = [(
     "[sig-architecture] Conformance Tests should have at least two untainted nodes [Conformance]",
     "a cluster of Ferry has one node",
 )];
+
+/// Cases that a containerd cannot pass, the version that can, and what it is about.
+const LACKING: [(&str, (u32, u32), &str); 3] = [
+    (
+        "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] on single node supports simple pod referencing inline resource claim",
+        (1, 7),
+        "devices of the Container Device Interface",
+    ),
+    (
+        "[sig-node] [DRA] kubelet [Feature:DynamicResourceAllocation] on single node supports external claim referenced by multiple pods",
+        (1, 7),
+        "devices of the Container Device Interface",
+    ),
+    (
+        "[sig-node] ImageVolume should succeed with pod and pull policy of Always [LinuxOnly] [MinimumKubeletVersion:1.35] \
+         [Conformance]",
+        (2, 1),
+        "image volumes",
+    ),
+];
+
+/// Why a case is not run on a containerd of this version.
+fn lacking(name: &str, version: (u32, u32)) -> Option<String> {
+    let (_, since, what) = LACKING.iter().find(|(lacking, since, _)| *lacking == name && version < *since)?;
+    Some(format!("{what} came with containerd {}.{}, this is {}.{}", since.0, since.1, version.0, version.1))
+}
 
 /// One case under its official name.
 #[derive(Clone, Copy)]
@@ -62,8 +89,18 @@ pub fn main(cases: &[Case]) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    let left_out = match left_out(&chosen, on) {
+        Ok(left_out) => left_out,
+        Err(error) => {
+            println!("cannot tell what the runtime is: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let chosen: Vec<Case> =
+        chosen.into_iter().filter(|case| left_out.iter().all(|(name, _)| *name != case.name)).collect();
     let started = Instant::now();
-    println!("\nrunning {} tests", chosen.len());
+    println!("\nrunning {} tests", chosen.len() + left_out.len());
+    left_out.iter().for_each(|(name, why)| println!("test {name} ... ignored, {why}"));
     let cluster = match Cluster::start_on(on, &ARGUMENTS) {
         Ok(cluster) => cluster,
         Err(error) => {
@@ -81,16 +118,25 @@ pub fn main(cases: &[Case]) -> ExitCode {
     let failed = again(&cluster, &chosen, failed);
     let log = cluster.log();
     let clean = std::panic::catch_unwind(AssertUnwindSafe(move || drop(cluster))).is_ok();
-    report(&chosen, &failed, clean, &log, cases.len(), started);
+    report(&chosen, &failed, clean, &log, (left_out.len(), cases.len()), started);
     if clean
         && let Some(path) = std::env::var_os("FERRY_LEDGER")
         // Tests run in their crate's directory; people mean the checkout's.
-        && let Err(error) = std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path), ledger(&chosen, &failed, on))
+        && let Err(error) = std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path), ledger(&chosen, &failed, &left_out, on))
     {
         println!("cannot write the ledger: {error}");
         return ExitCode::FAILURE;
     }
     if failed.is_empty() && clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Cases among these that the runtime cannot pass, and why.
+fn left_out(cases: &[Case], on: Runtime) -> anyhow::Result<Vec<(&'static str, String)>> {
+    if on == Runtime::Embedded {
+        return Ok(Vec::new());
+    }
+    let version = containerd::version()?;
+    Ok(cases.iter().filter_map(|case| Some((case.name, lacking(case.name, version)?))).collect())
 }
 
 /// Runs the cases on a few threads; answers the failures as name and reason.
@@ -146,24 +192,31 @@ fn run_one(cluster: &Cluster, case: &Case) -> anyhow::Result<()> {
     result
 }
 
-fn report(cases: &[Case], failed: &[(&str, String)], clean: bool, log: &str, all: usize, started: Instant) {
+fn report(
+    cases: &[Case],
+    failed: &[(&str, String)],
+    clean: bool,
+    log: &str,
+    (left_out, all): (usize, usize),
+    started: Instant,
+) {
     if !failed.is_empty() {
         println!("\nfailures:\n");
         failed.iter().for_each(|(name, why)| println!("---- {name} ----\n{why}\n"));
         println!("---- the cluster's log ends with ----\n{}", tail(log));
     }
     println!(
-        "\ntest result: {}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+        "\ntest result: {}. {} passed; {} failed; {left_out} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
         if failed.is_empty() && clean { "ok" } else { "FAILED" },
         cases.len() - failed.len(),
         failed.len(),
-        all - cases.len(),
+        all - cases.len() - left_out,
         started.elapsed().as_secs_f64()
     );
 }
 
 /// The ledger as Markdown.
-fn ledger(cases: &[Case], failed: &[(&str, String)], on: Runtime) -> String {
+fn ledger(cases: &[Case], failed: &[(&str, String)], left_out: &[(&str, String)], on: Runtime) -> String {
     let (file, argument, what) = match on {
         Runtime::Embedded => ("conformance.md", "", "a real cluster"),
         Runtime::Containerd => (
@@ -185,11 +238,28 @@ fn ledger(cases: &[Case], failed: &[(&str, String)], on: Runtime) -> String {
         let verdict = if failed.iter().any(|(f, _)| *f == name) { "fails" } else { "passes" };
         let _ = writeln!(out, "| {} | {verdict} |", name.replace('|', "\\|").replace('*', "\\*"));
     }
+    let mut not_run: Vec<(&str, &str)> = left_out.iter().map(|(name, why)| (*name, why.as_str())).collect();
     if on == Runtime::Embedded {
+        not_run.extend(LEFT_OUT);
+    }
+    if !not_run.is_empty() {
         out.push_str("\nOfficial cases that are not run:\n\n| case | why |\n|---|---|\n");
-        for (name, why) in LEFT_OUT {
-            let _ = writeln!(out, "| {name} | {why} |");
-        }
+    }
+    for (name, why) in not_run {
+        let _ = writeln!(out, "| {name} | {why} |");
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_containerd_lacks() {
+        for (name, since, _) in LACKING {
+            assert!(lacking(name, (1, 6)).is_some() && lacking(name, since).is_none(), "{name}");
+        }
+        assert_eq!(lacking("[sig-node] anything else", (1, 0)), None);
+    }
 }

@@ -16,6 +16,7 @@ use testkit::Cluster;
 use testkit::census::{census, directories, of_pod};
 use testkit::cluster::Scope;
 use testkit::pods::{condition, container, has, pod};
+use testkit::registry::Registry;
 
 /// Pods in all.
 const PODS: usize = 500;
@@ -376,5 +377,39 @@ fn a_full_disk_stops_writing_until_there_is_room() -> anyhow::Result<()> {
         after["status"]
     );
     patiently(&s, || s.ready(server("later")))?;
+    Ok(())
+}
+
+#[test]
+fn a_read_only_image_store_serves_what_it_has() -> anyhow::Result<()> {
+    let cluster = Cluster::start_with_image_disk(DISK)?;
+    let registry = Registry::start("kitten", &[("data", b"meow")])?;
+    let s = cluster.namespace("frozen")?;
+    let before = s.ready(server("before"))?;
+    cluster.remount_disk(true)?;
+    // What is there can be used, by one that runs and by new ones.
+    s.ready(server("after"))?;
+    let reader = pod("reader", "cat /volume/data", |spec| {
+        spec["volumes"] = json!([{"name": "v", "image": {"reference": registry.reference}}]);
+        spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/volume"}]);
+    });
+    s.create("pods", reader)?;
+    let waiting = |p: &Value| p["status"]["containerStatuses"][0]["state"]["waiting"].clone();
+    let refused =
+        s.wait_any("pods", "reader", "a failed pull", |p| waiting(p)["reason"] == "ErrImagePull")?;
+    let images = cluster.data().join("images");
+    let expected =
+        format!("cannot write to the image store {}: it is on a read-only file system", images.display());
+    has(waiting(&refused)["message"].as_str().unwrap_or_default(), &[&expected])?;
+    // So it is after a crash, and the pods have not noticed.
+    cluster.crash_and_restart()?;
+    let still = patiently(&s, || s.pod_ready("before"))?;
+    let id = |p: &Value| p["status"]["containerStatuses"][0]["containerID"].clone();
+    ensure!(id(&still) == id(&before), "{}", still["status"]);
+    patiently(&s, || s.ready(server("later")))?;
+    ensure!(condition(&s.list("nodes", "")?[0], "Ready"), "the node is not ready");
+    cluster.remount_disk(false)?;
+    let read = s.wait_any("pods", "reader", "an end", |p| p["status"]["phase"] == "Succeeded")?;
+    ensure!(s.logs("reader", "main")? == "meow", "{}", read["status"]);
     Ok(())
 }

@@ -128,9 +128,14 @@ fn policies(configuration: &Configuration, problems: &mut Vec<String>) {
     }
     let ids = configuration.int("userNamespaces.idsPerPod");
     let unit = i64::from(crate::userns::UNIT);
-    if ids < unit || ids % unit != 0 || ids > i64::from(u32::MAX) {
-        problems.push(format!("userNamespaces.idsPerPod {ids} must be a positive multiple of {unit}"));
-    }
+    let most = i64::from(u32::MAX);
+    let wrong = match ids {
+        _ if ids < unit => Some(format!("must not be less than {unit}")),
+        _ if ids % unit != 0 => Some(format!("must be a multiple of {unit}")),
+        _ if ids > most => Some(format!("must not be more than {most}")),
+        _ => None,
+    };
+    problems.extend(wrong.map(|wrong| format!("userNamespaces.idsPerPod {wrong}")));
     let swap = configuration.text("memorySwap.swapBehavior");
     if !["", "NoSwap", "LimitedSwap"].contains(&swap) {
         problems.push(format!(
@@ -226,6 +231,7 @@ pub(super) fn check(configuration: &Configuration) -> Vec<String> {
     let mut problems = Vec::new();
     plain(configuration, &mut problems);
     images(configuration, &mut problems);
+    super::verification::check(configuration, &mut problems);
     policies(configuration, &mut problems);
     super::managers::check(configuration, &mut problems);
     enforcement(configuration, &mut problems);
@@ -295,6 +301,18 @@ mod tests {
                 json!({"maxParallelImagePulls": 3, "serializeImagePulls": true}),
                 "maxParallelImagePulls cannot be larger than 1 unless SerializeImagePulls (--serialize-image-pulls) \
                  is set to false",
+            ),
+            (
+                json!({"userNamespaces": {"idsPerPod": 1}}),
+                "userNamespaces.idsPerPod must not be less than 65536",
+            ),
+            (
+                json!({"userNamespaces": {"idsPerPod": 65537}}),
+                "userNamespaces.idsPerPod must be a multiple of 65536",
+            ),
+            (
+                json!({"userNamespaces": {"idsPerPod": 4_294_967_296_i64}}),
+                "userNamespaces.idsPerPod must not be more than 4294967295",
             ),
             (json!({"evictionHard": {"x": "1"}}), "unsupported eviction signal x"),
             (

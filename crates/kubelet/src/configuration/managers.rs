@@ -85,6 +85,14 @@ pub(super) fn apply(configuration: &Configuration, config: &mut Config) {
     }
 }
 
+/// Options that exclude each other.
+const CPU_CONFLICTS: [(&str, &str); 4] = [
+    ("full-pcpus-only", "distribute-cpus-across-cores"),
+    ("distribute-cpus-across-numa", "distribute-cpus-across-cores"),
+    ("prefer-align-cpus-by-uncorecache", "distribute-cpus-across-cores"),
+    ("prefer-align-cpus-by-uncorecache", "distribute-cpus-across-numa"),
+];
+
 fn check_cpus(configuration: &Configuration, problems: &mut Vec<String>) {
     let options = configuration.map("cpuManagerPolicyOptions");
     let gate = configuration.value("featureGates").and_then(|gates| gates.get(CPU_GATE)?.as_bool());
@@ -100,17 +108,15 @@ fn check_cpus(configuration: &Configuration, problems: &mut Vec<String>) {
             Some(_) => {}
         }
     }
-    let across_cores = "distribute-cpus-across-cores";
-    for other in ["full-pcpus-only", "distribute-cpus-across-numa", "prefer-align-cpus-by-uncorecache"] {
-        if has(&options, across_cores) && has(&options, other) {
-            problems.push(format!(
-                "static policy options {other} and {across_cores} can not be used at the same time"
-            ));
+    for (one, other) in CPU_CONFLICTS {
+        if has(&options, one) && has(&options, other) {
+            problems
+                .push(format!("static policy options {one} and {other} can not be used at the same time"));
         }
     }
     if has(&options, "align-by-socket") && configuration.text("topologyManagerPolicy") == "single-numa-node" {
         problems.push(
-            "Topolgy manager Single numa policy is incompatible with CPUManager Align  by socket policy option"
+            "Topolgy manager single-numa-node policy is incompatible with CPUManager align-by-socket policy option"
                 .into(),
         );
     }
@@ -183,15 +189,25 @@ fn check_memory(configuration: &Configuration, problems: &mut Vec<String>) {
         .eviction()
         .map(|eviction| eviction.kept(crate::eviction::threshold::Signal::MemoryAvailable, i64::MAX));
     let of_node = configuration.reserved().get("memory").copied().unwrap_or(0) + eviction.unwrap_or(0);
-    if memory == 0 {
+    let shown = |bytes: i64| crate::eviction::rank::binary(bytes);
+    let kinds =
+        std::iter::once("memory").chain(total.keys().map(String::as_str).filter(|kind| *kind != "memory"));
+    let mut differ = false;
+    for kind in kinds {
+        let bytes = i64::try_from(total.get(kind).copied().unwrap_or(0)).unwrap_or(i64::MAX);
+        let wanted = if kind == "memory" { of_node } else { 0 };
+        if bytes != wanted {
+            differ = true;
+            problems.push(format!(
+                "the total amount {:?} of type {kind:?} is not equal to the value {:?} determined by Node Allocatable \
+                 feature",
+                shown(bytes),
+                shown(wanted)
+            ));
+        }
+    }
+    if memory == 0 && !differ {
         problems.push("[memorymanager] you should specify the system reserved memory".into());
-    } else if i64::try_from(memory) != Ok(of_node) {
-        let shown = |bytes: i64| crate::eviction::rank::binary(bytes);
-        problems.push(format!(
-            "the total amount {:?} of type \"memory\" is not equal to the value {:?} determined by Node Allocatable feature",
-            shown(i64::try_from(memory).unwrap_or(i64::MAX)),
-            shown(of_node)
-        ));
     }
 }
 
@@ -220,7 +236,24 @@ mod tests {
             (json!({"memoryManagerPolicy": "x"}), "unknown policy: \"x\""),
             (
                 json!({"memoryManagerPolicy": "Static"}),
+                "the total amount \"0\" of type \"memory\" is not equal to the value \"100Mi\" determined by Node \
+                 Allocatable feature",
+            ),
+            (
+                json!({"memoryManagerPolicy": "Static", "evictionHard": {"memory.available": "0"}}),
                 "[memorymanager] you should specify the system reserved memory",
+            ),
+            (
+                json!({"memoryManagerPolicy": "Static",
+                    "reservedMemory": [{"numaNode": 0, "limits": {"memory": "100Mi", "hugepages-2Mi": "4Mi"}}]}),
+                "the total amount \"4Mi\" of type \"hugepages-2Mi\" is not equal to the value \"0\" determined by Node \
+                 Allocatable feature",
+            ),
+            (
+                json!({"cpuManagerPolicy": "static", "reservedSystemCPUs": "0", "cpuManagerPolicyOptions":
+                    {"align-by-socket": "true"}, "topologyManagerPolicy": "single-numa-node",
+                    "featureGates": {"CPUManagerPolicyAlphaOptions": true}}),
+                "Topolgy manager single-numa-node policy is incompatible with CPUManager align-by-socket policy option",
             ),
             (
                 json!({"memoryManagerPolicy": "Static", "kubeReserved": {"memory": "100Mi"},
@@ -259,7 +292,7 @@ mod tests {
     #[test]
     fn what_it_says() {
         let file = decode(&json!({"memoryManagerPolicy": "Static", "kubeReserved": {"memory": "924Mi", "cpu": "1"},
-            "reservedMemory": [{"numaNode": 0, "limits": {"memory": "1Gi", "hugepages-2Mi": "2Mi"}}],
+            "reservedMemory": [{"numaNode": 0, "limits": {"memory": "1Gi"}}],
             "cpuManagerPolicy": "static", "featureGates": {"CPUManagerPolicyAlphaOptions": true},
             "cpuManagerPolicyOptions": {"align-by-socket": "true", "distribute-cpus-across-numa": "1"},
             "topologyManagerPolicy": "restricted", "topologyManagerScope": "pod",

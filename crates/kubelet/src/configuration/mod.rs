@@ -7,6 +7,7 @@
 mod check;
 mod managers;
 mod table;
+mod verification;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -264,6 +265,7 @@ impl Configuration {
             max_bytes: size.max(0) as u64,
             max_files: u32::try_from(self.int("containerLogMaxFiles")).unwrap_or(u32::MAX),
         };
+        config.image_verification = verification::read(self);
         config.allowed_sysctls = self.texts("allowedUnsafeSysctls");
         config.shutdown_periods = shutdown::periods(
             &self.shutdown_by_priority(),

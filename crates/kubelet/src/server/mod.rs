@@ -176,7 +176,8 @@ async fn route(
         ["metrics", "probes"] if reading => stats::probe_metrics(agent),
         ["stats", "summary"] => stats::summary(agent, request.uri().query().unwrap_or_default()).await,
         ["checkpoint", namespace, pod, container] if *request.method() == Method::POST => {
-            checkpoint(agent, namespace, pod, container)
+            let query = request.uri().query().unwrap_or_default();
+            checkpoint(agent, namespace, pod, container, query)
         }
         ["containerLogs", namespace, pod, container] if reading => {
             container_logs(agent, namespace, pod, container, request.uri().query().unwrap_or_default()).await
@@ -225,12 +226,21 @@ async fn verbosity(agent: &Agent, request: Request<Incoming>) -> Response<Body> 
 }
 
 /// No runtime of Ferry's can write a container down: after the checks of upstream's the answer is its.
-fn checkpoint(agent: &Agent, namespace: &str, name: &str, container: &str) -> Response<Body> {
+fn checkpoint(agent: &Agent, namespace: &str, name: &str, container: &str, query: &str) -> Response<Body> {
     let Some(pod) = find_pod(agent, namespace, name) else {
         return text(StatusCode::NOT_FOUND, "pod does not exist");
     };
     if crate::spec::find(&pod, container).is_none() {
         return text(StatusCode::NOT_FOUND, format!("container {container} does not exist"));
+    }
+    // The last one counts.
+    let timeout = query.split('&').rev().find_map(|pair| match pair.split_once('=') {
+        Some(("timeout", value)) => Some(value),
+        None if pair == "timeout" => Some(""),
+        _ => None,
+    });
+    if timeout.is_some_and(|text| text.parse::<i64>().is_err()) {
+        return text(StatusCode::NOT_FOUND, "cannot parse value of timeout parameter");
     }
     let why = "rpc error: code = Unimplemented desc = method CheckpointContainer not implemented";
     let message = format!("checkpointing of {namespace}/{name}/{container} failed ({why})");

@@ -57,7 +57,11 @@ pub fn medium(
     allocatable: &Amounts,
 ) -> Result<Medium, String> {
     let sizes = page_sizes(pod);
-    let none = || "hugePages storage requested, but there is no resource request for huge pages".to_owned();
+    let none = || {
+        format!(
+            "medium {named}: hugePages storage requested, but there is no resource request for huge pages"
+        )
+    };
     match (named, named.strip_prefix("HugePages-")) {
         ("", _) => Ok(Medium::Disk),
         ("Memory", _) => Ok(Medium::Memory(memory_limit(pod, limit, allocatable))),
@@ -89,7 +93,9 @@ mod tests {
         let node = Amounts::from([("memory".to_owned(), 8 << 30)]);
         let small = Quantity("1Mi".into());
         let large = Quantity("1Gi".into());
-        let none = "hugePages storage requested, but there is no resource request for huge pages";
+        let none =
+            "medium HugePages: hugePages storage requested, but there is no resource request for huge pages";
+        let no_large = "medium HugePages-1Gi: hugePages storage requested, but there is no resource request for huge pages";
         let table = [
             (json!({}), "", None, Ok(Medium::Disk)),
             (json!({}), "Memory", None, Ok(Medium::Memory(8 << 30))),
@@ -99,7 +105,7 @@ mod tests {
             (json!({}), "HugePages", None, Err(none)),
             (json!({"hugepages-2Mi": "4Mi"}), "HugePages", None, Ok(Medium::HugePages(2 << 20))),
             (json!({"hugepages-2Mi": "4Mi"}), "HugePages-2Mi", None, Ok(Medium::HugePages(2 << 20))),
-            (json!({"hugepages-2Mi": "4Mi"}), "HugePages-1Gi", None, Err(none)),
+            (json!({"hugepages-2Mi": "4Mi"}), "HugePages-1Gi", None, Err(no_large)),
             (
                 json!({"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"}),
                 "HugePages",
