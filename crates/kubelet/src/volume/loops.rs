@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(below(&directory.path().join("other")), Vec::<PathBuf>::new());
         // The kernel still knows where a deleted file was.
         fs::remove_file(&file).unwrap();
-        assert_eq!(below(directory.path()), [device.clone()]);
+        assert_eq!(below(directory.path()), std::slice::from_ref(&device));
         detach(&device).unwrap();
         detach(Path::new("/dev/null")).unwrap();
         assert_eq!(of(&file), None);
