@@ -10,7 +10,7 @@ mod registry;
 mod spec;
 
 pub use registry::{Error, Registry};
-pub use spec::{DeviceNode, Edits};
+pub use spec::{DeviceNode, Edits, Hook, Moment};
 
 /// Where files of devices are, the later directory over the earlier.
 pub const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];

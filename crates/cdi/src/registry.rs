@@ -118,7 +118,7 @@ mod tests {
             {"name": "b", "containerEdits": {"env": ["B=1"]}}],
         "containerEdits": {"env": ["ALL=1"], "additionalGids": [0, 44],
             "mounts": [{"hostPath": "/h", "containerPath": "/c", "options": ["ro", "bind"]}],
-            "hooks": [{"hookName": "createContainer", "path": "/bin/x"}]}}"#;
+            "hooks": [{"hookName": "createContainer", "path": "/bin/x", "args": ["x", "y"], "env": ["H=1"], "timeout": 3}]}}"#;
     const YAML: &str = "cdiVersion: 1.0.0\nkind: vendor.com/nic\ndevices:\n- name: n0\n  containerEdits:\n    env:\n    - NIC=n0\n";
 
     fn names(list: &[&str]) -> Vec<String> {
@@ -137,6 +137,11 @@ mod tests {
             registry.edits(&names(&["vendor.com/gpu=a", "vendor.com/gpu=b", "vendor.com/nic=n0"])).unwrap();
         assert_eq!(edits.env, ["ALL=1", "A=1", "B=1", "NIC=n0"]);
         assert_eq!((edits.gids.as_slice(), edits.hooks.len()), ([44].as_slice(), 1));
+        let hook = &edits.hooks[0];
+        assert_eq!(
+            (hook.moment, hook.args.len(), hook.timeout),
+            (crate::Moment::CreateContainer, 2, Some(3))
+        );
         assert_eq!((edits.mounts.len(), edits.mounts[0].readonly), (1, true));
         assert_eq!(edits.devices[0].host_path, Path::new("/dev/null"));
         let error =
@@ -162,6 +167,9 @@ mod tests {
             ("A=1", "A"),
             ("/dev/a", "dev/a"),
             ("\"hostPath\": \"/h\"", "\"hostPath\": \"h\""),
+            ("createContainer", "whenever"),
+            ("/bin/x", "bin/x"),
+            ("H=1", "H"),
         ] {
             assert!(with(from, to).is_some(), "{to}");
         }

@@ -19,8 +19,45 @@ pub struct Edits {
     pub mounts: Vec<cri::Mount>,
     /// Further groups.
     pub gids: Vec<u32>,
-    /// Programs to be run as hooks, by the moment at which they would be.
-    pub hooks: Vec<String>,
+    /// Programs to be run at moments of the container's life.
+    pub hooks: Vec<Hook>,
+}
+
+/// A program of the node that is run at a moment of a container's life.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hook {
+    /// The moment.
+    #[serde(rename = "hookName")]
+    pub moment: Moment,
+    /// The program.
+    pub path: PathBuf,
+    /// Its arguments, the first of which is its name; the path alone if empty.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Its variables, `NAME=value`.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Seconds that it may take.
+    pub timeout: Option<u32>,
+}
+
+/// Moments of a container's life, as the OCI has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Moment {
+    /// As `CreateRuntime`, and before it.
+    Prestart,
+    /// Namespaces and root stand; on the node.
+    CreateRuntime,
+    /// The same, in the container's namespaces but before its root is the only one.
+    CreateContainer,
+    /// Just before the container's program, in its place.
+    StartContainer,
+    /// The program runs; on the node.
+    Poststart,
+    /// The container is gone; on the node.
+    Poststop,
 }
 
 /// A device node.
@@ -78,7 +115,7 @@ pub(crate) struct RawEdits {
     env: Vec<String>,
     device_nodes: Vec<DeviceNode>,
     mounts: Vec<RawMount>,
-    hooks: Vec<RawHook>,
+    hooks: Vec<Hook>,
     additional_gids: Vec<u32>,
 }
 
@@ -89,12 +126,6 @@ struct RawMount {
     container_path: PathBuf,
     #[serde(default)]
     options: Vec<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawHook {
-    hook_name: String,
 }
 
 impl Spec {
@@ -121,7 +152,8 @@ impl Spec {
         }
         let all = self.devices.iter().map(|device| &device.container_edits);
         for edits in all.chain([&self.container_edits]) {
-            if let Some(bad) = edits.env.iter().find(|env| !env.contains('=')) {
+            let of_hooks = edits.hooks.iter().flat_map(|hook| &hook.env);
+            if let Some(bad) = edits.env.iter().chain(of_hooks).find(|env| !env.contains('=')) {
                 return Err(format!("the variable {bad:?} has no value"));
             }
             let absolute = |path: &PathBuf| path.is_absolute();
@@ -130,6 +162,9 @@ impl Spec {
             }
             if !edits.mounts.iter().all(|m| absolute(&m.host_path) && absolute(&m.container_path)) {
                 return Err("a mount lacks a path".into());
+            }
+            if !edits.hooks.iter().all(|hook| absolute(&hook.path)) {
+                return Err("a hook has no path".into());
             }
         }
         Ok(())
@@ -186,6 +221,6 @@ impl RawEdits {
         edits.devices.extend(self.device_nodes.iter().cloned());
         edits.mounts.extend(self.mounts.iter().map(mount));
         edits.gids.extend(self.additional_gids.iter().copied().filter(|gid| *gid != 0));
-        edits.hooks.extend(self.hooks.iter().map(|hook| hook.hook_name.clone()));
+        edits.hooks.extend(self.hooks.iter().cloned());
     }
 }

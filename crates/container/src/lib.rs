@@ -16,6 +16,7 @@
 
 mod capabilities;
 pub mod cgroup;
+mod hooks;
 mod init;
 mod lsm;
 mod runtime;

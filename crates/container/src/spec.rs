@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::hooks::Hooks;
+
 /// File of a container's specification.
 pub(crate) const SPEC_FILE: &str = "spec.json";
 /// File of a container's record.
@@ -128,6 +130,9 @@ pub(crate) struct ContainerSpec {
     /// Absolute; empty writes none.
     pub(crate) log_path: PathBuf,
     pub(crate) log_rotation: Option<cri::LogRotation>,
+    /// Programs to be run at moments of its life.
+    #[serde(default)]
+    pub(crate) hooks: Hooks,
 }
 
 /// The file tree of an image, mounted read-only.

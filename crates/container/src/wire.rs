@@ -31,6 +31,11 @@ pub(crate) enum Request {
     Subscribe,
     /// Start the container whose specification lies in its directory.
     Start { container: String },
+    /// Let a container go on that waits for its hooks on the node, which went well or not; on the connection that
+    /// starts it.
+    Continue { container: String, failure: Option<Failure> },
+    /// Kill a container whose start has failed after its program ran.
+    Fail { container: String, failure: Failure },
     /// Send a signal to a container's first process.
     Signal { container: String, signal: i32 },
     /// Start another process in a running container.
@@ -58,6 +63,8 @@ pub(crate) enum Reply {
     Ok,
     /// The shim is up (first packet on its first connection, and the answer to `Subscribe`).
     State { pid: i32, containers: Vec<(String, ContainerRecord)> },
+    /// The container's root stands, and it waits for `Continue`.
+    Created { pid: i32 },
     /// A container or process runs.
     Started { record: ContainerRecord },
     /// Descriptors for the streams that were asked for follow in this packet, in this order.

@@ -16,6 +16,7 @@ pub mod clusterroleaggregation;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod devicetainteviction;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
@@ -69,6 +70,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         cronjob::descriptor(),
         daemonset::descriptor(),
         deployment::descriptor(),
+        devicetainteviction::descriptor(),
         disruption::descriptor(),
         endpoints::descriptor(),
         endpointslice::descriptor(),

@@ -7,6 +7,7 @@
 mod capacity;
 pub mod claims;
 mod constraint;
+mod eviction;
 mod extended;
 mod outcome;
 mod pools;
@@ -19,6 +20,7 @@ mod taken;
 #[cfg(test)]
 mod tests;
 
+pub use eviction::{Eviction, eviction, results, selected};
 pub use extended::{EXTENDED_CLAIM, Mapping, extended_requests, implicit_name};
 pub use search::{Failure, Inventory, allocate};
 pub use selectors::Selectors;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use api::k8s_openapi::api::resource::v1::Device;
 use api::prelude::*;
 
 /// Driver and pool.
@@ -78,6 +79,24 @@ impl Slices {
     pub(crate) fn of_pool<'a>(&'a self, driver: &str, pool: &str) -> impl Iterator<Item = &'a ResourceSlice> {
         let found = self.by_pool.get(&(driver.to_owned(), pool.to_owned()));
         found.into_iter().flat_map(BTreeMap::values).map(|slice| &**slice)
+    }
+
+    /// A device as its pool's newest generation has it.
+    pub(crate) fn device(&self, driver: &str, pool: &str, device: &str) -> Option<&Device> {
+        self.newest(driver, pool).find(|found| found.name == device)
+    }
+
+    /// Every device of the newest generations: driver, pool and name.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.by_pool.keys().flat_map(|(driver, pool)| {
+            self.newest(driver, pool).map(|device| (driver.as_str(), pool.as_str(), device.name.as_str()))
+        })
+    }
+
+    fn newest<'a>(&'a self, driver: &str, pool: &str) -> impl Iterator<Item = &'a Device> {
+        let generation = self.of_pool(driver, pool).map(|slice| slice.spec.pool.generation).max();
+        let current = self.of_pool(driver, pool).filter(move |s| Some(s.spec.pool.generation) == generation);
+        current.flat_map(|slice| slice.spec.devices.iter().flatten())
     }
 
     /// The rules.

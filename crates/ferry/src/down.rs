@@ -46,6 +46,9 @@ pub fn run(options: DownOptions) -> anyhow::Result<()> {
         anyhow::Ok(())
     })?;
     unmount_below(directory)?;
+    let root = directory.canonicalize().with_context(|| format!("cannot find {}", directory.display()))?;
+    kubelet::volume::device::release_all(&root.join("kubelet"), &root)
+        .context("cannot detach the loop devices of volumes")?;
     if !options.keep_data {
         std::fs::remove_dir_all(directory)
             .with_context(|| format!("cannot remove {}", directory.display()))?;

@@ -11,7 +11,7 @@ use testkit::pods::{condition, pod};
 use testkit::{Case, Scope};
 
 /// A driver of a case's own, known to the kubelet, with a class.
-fn driver(s: &Scope<'_>) -> anyhow::Result<Driver> {
+pub(crate) fn driver(s: &Scope<'_>) -> anyhow::Result<Driver> {
     let name = format!("{}.dra.example.com", s.namespace);
     let driver =
         Driver::start(&name, &s.data().join(format!("dra/{}", s.namespace)), &s.data().join("kubelet"))?;
@@ -26,7 +26,7 @@ fn driver(s: &Scope<'_>) -> anyhow::Result<Driver> {
 }
 
 /// Publishes devices of a driver on the node.
-fn publish(s: &Scope<'_>, driver: &Driver, devices: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn publish(s: &Scope<'_>, driver: &Driver, devices: &[&str]) -> anyhow::Result<()> {
     let node = s.list("nodes", "")?[0]["metadata"]["name"].clone();
     let one = |name: &&str| json!({"name": name, "attributes": {"model": {"string": "a"}}});
     s.create(
@@ -39,7 +39,7 @@ fn publish(s: &Scope<'_>, driver: &Driver, devices: &[&str]) -> anyhow::Result<(
 }
 
 /// Takes away what the namespace does not, while the driver is still there.
-fn cleanup(s: &Scope<'_>) {
+pub(crate) fn cleanup(s: &Scope<'_>) {
     s.delete_all("pods", "").ok();
     until(s, "end of the pods", || s.list("pods", "").is_ok_and(|all| all.is_empty())).ok();
     s.delete("resourceslices", &s.namespace, &DeleteParams::default()).ok();
@@ -68,7 +68,7 @@ fn user(name: &str, script: &str, template: bool, claim: &str) -> Value {
     })
 }
 
-fn until(s: &Scope<'_>, what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
+pub(crate) fn until(s: &Scope<'_>, what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(30);
     while !holds() {
         ensure!(Instant::now() < end, "no {what}");

@@ -12,6 +12,7 @@ mod crd_openapi;
 mod crd_rules;
 mod disruption;
 mod dra;
+mod dra_taints;
 mod jobs;
 mod machinery;
 mod network;
@@ -76,6 +77,7 @@ fn main() -> std::process::ExitCode {
         scheduling::cases(),
         disruption::cases(),
         dra::cases(),
+        dra_taints::cases(),
         jobs::cases(),
         typed::cases(),
         workloads::cases(),

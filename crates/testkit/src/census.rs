@@ -1,4 +1,5 @@
-//! What a cluster holds of its machine: mounts, links, firewall tables, control groups, processes, directories.
+//! What a cluster holds of its machine: mounts, links, firewall tables, control groups, processes, loop
+//! devices, directories.
 //!
 //! Two of these tell whether something was left behind: of a cluster that is gone nothing may be found, and one
 //! whose pods are gone has what it had before them.
@@ -36,6 +37,12 @@ pub fn census(id: &str, data: &Path) -> anyhow::Result<BTreeSet<String>> {
         if is_of(&entry.path(), &bears) {
             let line = read(&entry.path().join("cmdline")).replace('\0', " ");
             found.insert(format!("process {} {line}", name.to_string_lossy()));
+        }
+    }
+    for entry in std::fs::read_dir("/sys/block")?.flatten() {
+        let file = read(&entry.path().join("loop/backing_file"));
+        if bears(&file) {
+            found.insert(format!("device {} {}", entry.file_name().to_string_lossy(), file.trim_end()));
         }
     }
     found.extend(cgroups(id).into_iter().map(|path| format!("cgroup {}", path.display())));
@@ -93,7 +100,7 @@ fn is_of(process: &Path, bears: &dyn Fn(&str) -> bool) -> bool {
     read(&process.join("comm")).trim() == "ferry-shim" && bears(&read(&process.join("net/unix")))
 }
 
-/// A file of a process, empty when the process is gone.
+/// A file of a process or a device, empty when there is none.
 fn read(path: &Path) -> String {
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

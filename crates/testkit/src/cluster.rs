@@ -178,12 +178,18 @@ impl Cluster {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Kills the server as a power cut would and starts it again on the same port.
-    pub fn crash_and_restart(&self) -> anyhow::Result<()> {
+    /// Kills the server as a power cut would, for good: what remains is for the cluster's end to clear up.
+    pub fn crash(&self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.lock().take() {
             process.kill()?;
             process.wait()?;
         }
+        Ok(())
+    }
+
+    /// Kills the server as a power cut would and starts it again on the same port.
+    pub fn crash_and_restart(&self) -> anyhow::Result<()> {
+        self.crash()?;
         let log = self.directory.path().join("log");
         let (process, _) = launch(&self.data(), &log, self.port, &self.arguments)?;
         *self.process.lock() = Some(process);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use client::DeleteParams;
 use serde_json::json;
+use testkit::census::census;
 use testkit::csi::Driver;
 use testkit::pods::pod;
 use testkit::{Cluster, Scope};
@@ -93,5 +94,66 @@ fn volumes_outlive_the_kubelet_and_orphans_do_not() -> anyhow::Result<()> {
     let staged = data.join("kubelet/plugins/kubernetes.io/csi").join(name);
     let left = std::fs::read_dir(&staged).into_iter().flatten().count();
     assert!(left == 0 || !Path::new(&staged).exists(), "{left} volumes are staged still");
+    Ok(())
+}
+
+/// A pod that has a file as a device `/dev/xvda`, through a claim on a volume of the default class or one of its own.
+fn device_user(name: &str, claim: &str) -> serde_json::Value {
+    pod(name, "test -b /dev/xvda && echo here > /dev/xvda; sync; sleep 1000", |spec| {
+        spec["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]);
+        spec["containers"][0]["volumeDevices"] = json!([{"name": "data", "devicePath": "/dev/xvda"}]);
+    })
+}
+
+/// The loop devices of a file, as `losetup` sees them.
+fn devices_of(file: &Path) -> anyhow::Result<String> {
+    let output = std::process::Command::new("losetup").arg("--associated").arg(file).output()?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Devices of pods that run when the cluster goes: after a crash too, and whether their files are its own or not.
+#[test]
+fn loop_devices_go_with_the_cluster() -> anyhow::Result<()> {
+    if !Path::new("/dev/loop-control").exists() {
+        return Ok(());
+    }
+    for crash in [false, true] {
+        let elsewhere = tempfile::tempdir()?;
+        let file = elsewhere.path().join("disk");
+        std::fs::File::create(&file)?.set_len(1 << 20)?;
+        let cluster = Cluster::start()?;
+        let (id, data) = (cluster.id()?, cluster.data());
+        let s = cluster.namespace("devices")?;
+        for (name, class) in [("own", json!({})), ("else", json!({"storageClassName": ""}))] {
+            let mut spec = json!({"accessModes": ["ReadWriteOnce"], "volumeMode": "Block",
+                "resources": {"requests": {"storage": "1Mi"}}});
+            for (key, value) in class.as_object().into_iter().flatten() {
+                spec[key] = value.clone();
+            }
+            s.create("persistentvolumeclaims", json!({"metadata": {"name": name}, "spec": spec}))?;
+        }
+        let node = s.list("nodes", "")?[0]["metadata"]["name"].clone();
+        let terms = json!([{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]);
+        s.create(
+            "persistentvolumes",
+            json!({"metadata": {"name": "else"}, "spec": {"capacity": {"storage": "1Mi"}, "storageClassName": "",
+                "accessModes": ["ReadWriteOnce"], "volumeMode": "Block", "local": {"path": file},
+                "claimRef": {"namespace": s.namespace, "name": "else"},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}}),
+        )?;
+        s.ready(device_user("own", "own"))?;
+        s.ready(device_user("else", "else"))?;
+        let held = census(&id, &data)?.into_iter().filter(|line| line.starts_with("device ")).count();
+        assert_eq!(held, 1, "the census sees the device whose file is in the data directory");
+        assert!(!devices_of(&file)?.is_empty());
+        if crash {
+            cluster.crash()?;
+        }
+        drop(s);
+        // Its end takes a census too.
+        drop(cluster);
+        assert_eq!(devices_of(&file)?, "");
+        assert!(std::fs::read(&file)?.starts_with(b"here"), "the file's data stays");
+    }
     Ok(())
 }

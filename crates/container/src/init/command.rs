@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::identity;
+use crate::hooks::{self, Hooks, Status};
 use crate::spec::ProcessSpec;
 use crate::sys;
 use crate::userns::UserNamespace;
@@ -17,12 +18,13 @@ const NOT_EXECUTABLE: i32 = 126;
 /// Exit code for a program that is not there.
 const NOT_FOUND: i32 = 127;
 
-/// Becomes the program. `first` words failures for a container's start instead of an exec.
+/// Becomes the program. `first`, the hooks of a container and its process id on the node, is there for a container's
+/// first program: it runs the last of them, and words failures for a start instead of an exec.
 pub(super) fn run(
     process: &ProcessSpec,
     filter: Option<&[u8]>,
     user: Option<UserNamespace<'_>>,
-    first: bool,
+    first: Option<(&Hooks, i32)>,
 ) -> Result<Infallible, Failure> {
     set_limits(process)?;
     // Ours are off, for our own sake; theirs are theirs.
@@ -32,7 +34,7 @@ pub(super) fn run(
     let entered = nix::unistd::chdir(cwd);
     if let Some(user) = user {
         sys::setns(user.fd, libc::CLONE_NEWUSER).map_err(Failure::during("enter user namespace"))?;
-        if first {
+        if first.is_some() {
             // What was mounted for the container is the pod's from here on, and stays in its place.
             sys::unshare(libc::CLONE_NEWNS).map_err(Failure::during("unshare mount namespace"))?;
         }
@@ -44,7 +46,11 @@ pub(super) fn run(
             Failure::during(what)(e.into())
         })?;
     }
-    let prefix = if first {
+    if let Some((hooks, pid)) = first.filter(|(hooks, _)| !hooks.start_container.is_empty()) {
+        hooks::run_all(&hooks.start_container, &hooks.state(Status::Created, pid), cwd, None)
+            .map_err(|e| hooks::failure(true, "startContainer", &e))?;
+    }
+    let prefix = if first.is_some() {
         "OCI runtime create failed: runc create failed: unable to start container process: error during \
          container init"
     } else {
@@ -54,7 +60,7 @@ pub(super) fn run(
     exec(process, name).map_err(|failure| Failure {
         message: format!("{prefix}: exec: {name:?}: {}: unknown", failure.message),
         // A container that cannot start has 128 whatever the reason, as with containerd.
-        code: if first { 128 } else { failure.code },
+        code: if first.is_some() { 128 } else { failure.code },
     })
 }
 

@@ -17,6 +17,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
+use crate::hooks::{self, Status};
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::sys;
 use crate::userns::{self, UserNamespace};
@@ -27,8 +28,19 @@ use crate::wire::{self, Failure};
 pub(crate) enum SetupMessage {
     /// The terminal's descriptor comes with this packet.
     Terminal,
+    /// The root stands; an answer is waited for.
+    Created,
     /// It did not work.
     Failed { failure: Failure },
+}
+
+/// To a starting process that has said `Created`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SetupAnswer {
+    /// Who it is on the node.
+    pub(crate) pid: i32,
+    /// What went wrong on the node.
+    pub(crate) failure: Option<Failure>,
 }
 
 /// The process's ends of its pipes.
@@ -153,8 +165,27 @@ impl FirstProcess<'_> {
         {
             userns::give_cgroup(cgroup.as_fd(), user.range.host).map_err(Failure::during("give cgroup"))?;
         }
-        let inside = rootfs::enter(self.spec, self.dir, self.sandbox_dir, self.cgroups, self.user)?;
-        inside.furnish(self.spec, self.cgroups)?;
+        let inside = rootfs::prepare(self.spec, self.dir, self.sandbox_dir, self.cgroups, self.user)?;
+        let mut pid = 0;
+        if self.spec.hooks.need_word() {
+            // Hooks see the whole container from outside, so it is put together before its root is the only one.
+            let outside = inside.step_in()?;
+            inside.furnish(self.spec, self.cgroups)?;
+            inside.step_out(&outside)?;
+            pid = self.wait_for_word()?;
+            let state = self.spec.hooks.state(Status::Creating, pid);
+            hooks::run_all(
+                &self.spec.hooks.create_container,
+                &state,
+                Path::new(&self.spec.hooks.bundle),
+                Some(outside.as_fd()),
+            )
+            .map_err(|e| hooks::failure(true, "createContainer", &e))?;
+            inside.change_root()?;
+        } else {
+            inside.change_root()?;
+            inside.furnish(self.spec, self.cgroups)?;
+        }
         match &self.stdio {
             Some(stdio) => use_stdio(stdio)?,
             None => {
@@ -168,7 +199,18 @@ impl FirstProcess<'_> {
                 .map_err(Failure::during(format!("mkdir {}", process.cwd.display())))?;
         }
         inside.seal(self.spec)?;
-        command::run(process, self.seccomp, self.user, true)
+        command::run(process, self.seccomp, self.user, Some((&self.spec.hooks, pid)))
+    }
+
+    /// Lets the node's hooks run; what comes back is this process as the node knows it.
+    fn wait_for_word(&self) -> Result<i32, Failure> {
+        wire::send(self.setup.as_fd(), &SetupMessage::Created, &[]).map_err(Failure::during("call hooks"))?;
+        match wire::receive::<SetupAnswer>(self.setup.as_fd()) {
+            Ok(Some((SetupAnswer { failure: Some(failure), .. }, _))) => Err(failure),
+            Ok(Some((answer, _))) => Ok(answer.pid),
+            Ok(None) => Err(Failure::new("the shim went away while hooks ran")),
+            Err(error) => Err(Failure::during("wait for hooks")(error)),
+        }
     }
 }
 
@@ -189,6 +231,6 @@ impl FurtherProcess<'_> {
                 own_terminal(&peer, host_id(self.user, self.process.uid));
             }
         }
-        command::run(self.process, self.seccomp, self.user, false)
+        command::run(self.process, self.seccomp, self.user, None)
     }
 }

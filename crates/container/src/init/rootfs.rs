@@ -15,8 +15,10 @@ use crate::wire::Failure;
 /// Most bytes of options that `mount(2)` takes.
 const MOUNT_OPTIONS_LEN_MAX: usize = 4095;
 
-/// Inside the new root, with everything from outside still at hand.
+/// A root that stands in its place, with everything from outside still at hand.
 pub(super) struct Inside {
+    /// Where it stands.
+    place: PathBuf,
     mounts: Vec<PreparedMount>,
     shm: PreparedMount,
     cgroup_views: Vec<(String, PreparedMount)>,
@@ -28,8 +30,8 @@ fn failed(context: impl std::fmt::Display) -> impl FnOnce(rustix::io::Errno) -> 
     move |e| Failure::during(context)(e.into())
 }
 
-/// Opens all that comes from the node, then changes the root.
-pub(super) fn enter(
+/// Opens all that comes from the node, and puts the root in its place.
+pub(super) fn prepare(
     spec: &ContainerSpec,
     dir: &Path,
     sandbox_dir: &Path,
@@ -65,14 +67,33 @@ pub(super) fn enter(
     let place = dir.join("root");
     let flags = rm::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rm::move_mount(&root, "", CWD, &place, flags).map_err(failed("mount root file system"))?;
-    rustix::process::chdir(&place).map_err(failed("chdir to root file system"))?;
-    rustix::process::pivot_root(".", ".").map_err(failed("pivot_root"))?;
-    rm::unmount(".", rm::UnmountFlags::DETACH).map_err(failed("leave the node's root"))?;
-    rustix::process::chdir("/").map_err(failed("chdir to /"))?;
-    Ok(Inside { mounts, shm, cgroup_views, root_id })
+    Ok(Inside { place, mounts, shm, cgroup_views, root_id })
 }
 
 impl Inside {
+    /// Makes the root the only one there is.
+    pub(super) fn change_root(&self) -> Result<(), Failure> {
+        rustix::process::chdir(&self.place).map_err(failed("chdir to root file system"))?;
+        rustix::process::pivot_root(".", ".").map_err(failed("pivot_root"))?;
+        rm::unmount(".", rm::UnmountFlags::DETACH).map_err(failed("leave the node's root"))?;
+        rustix::process::chdir("/").map_err(failed("chdir to /"))
+    }
+
+    /// Takes the root as this process's alone, to be furnished; what comes back leads out again.
+    pub(super) fn step_in(&self) -> Result<OwnedFd, Failure> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let outside = rustix::fs::open("/", flags, Mode::empty()).map_err(failed("open the node's root"))?;
+        rustix::process::chroot(&self.place).map_err(failed("chroot"))?;
+        rustix::process::chdir("/").map_err(failed("chdir to /"))?;
+        Ok(outside)
+    }
+
+    /// The reverse of [`Inside::step_in`].
+    pub(super) fn step_out(&self, outside: &OwnedFd) -> Result<(), Failure> {
+        rustix::process::fchdir(outside).map_err(failed("return to the node's root"))?;
+        rustix::process::chroot(".").map_err(failed("chroot"))
+    }
+
     /// Mounts and devices.
     pub(super) fn furnish(&self, spec: &ContainerSpec, cgroups: &Cgroups) -> Result<(), Failure> {
         mounts::mount_proc()?;

@@ -58,6 +58,7 @@ impl Runtime {
             file: parking_lot::RwLock::new(file),
             process: spec.process,
             log_path: spec.log_path,
+            hooks: Arc::new(spec.hooks),
             record: watch::channel(known).0,
             _images: holds,
         })

@@ -24,13 +24,6 @@ pub(super) fn apply(config: &ContainerConfig, edits: &Edits) -> ContainerConfig 
             config.security.supplemental_groups.push(*gid);
         }
     }
-    if !edits.hooks.is_empty() {
-        tracing::warn!(
-            container = config.name,
-            hooks = edits.hooks.join(" "),
-            "hooks of devices are not run"
-        );
-    }
     config
 }
 

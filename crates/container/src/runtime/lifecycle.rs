@@ -9,11 +9,11 @@ use cri::{ContainerConfig, EventKind};
 use image::{ImageStore, ResolvedImage};
 use tokio::sync::watch;
 
-use super::connection::ask;
 use super::plan::{self, Inputs, Plan};
 use super::propagation;
 use super::sandbox::{hostname_of, tell};
-use super::{Container, ContainerFile, Runtime, Sandbox, blocking, lost};
+use super::{Container, ContainerFile, Runtime, Sandbox, blocking, hooks, lost};
+use crate::hooks::Hooks;
 use crate::spec::{
     ContainerRecord, DeviceSpec, ExitRecord, ImageMountSpec, SECCOMP_FILE, SPEC_FILE, write_json,
 };
@@ -90,7 +90,7 @@ impl Runtime {
             parent => PathBuf::from(parent),
         };
         let cgroup = parent.join(id);
-        let plan = plan::plan(Inputs {
+        let mut plan = plan::plan(Inputs {
             sandbox: &sandbox_config,
             sandbox_dir: &sandbox.dir,
             config: &edited,
@@ -111,6 +111,8 @@ impl Runtime {
             )));
         }
         check_propagation(&plan)?;
+        let annotations = hooks::annotations(&sandbox.id, &sandbox_config, &config);
+        plan.spec.hooks = Hooks::of(&edits.hooks, id, dir, annotations);
         let filter = self.filter(&plan.seccomp, &plan.spec.process.capabilities).map_err(config_error)?;
         for name in ["upper", "work", "root"] {
             fs::create_dir_all(dir.join(name)).map_err(|e| create_error(format!("create {name}: {e}")))?;
@@ -129,6 +131,9 @@ impl Runtime {
             stop_signal: plan.stop_signal,
             config,
         };
+        if !edits.hooks.is_empty() {
+            hooks::write_bundle(dir, &plan.spec).map_err(|e| create_error(format!("write bundle: {e}")))?;
+        }
         let recorded = write_json(&dir.join(SPEC_FILE), &plan.spec)
             .and_then(|()| write_json(&dir.join(CONTAINER_FILE), &file));
         recorded.map_err(|e| create_error(format!("record container: {e}")))?;
@@ -139,6 +144,7 @@ impl Runtime {
             file: parking_lot::RwLock::new(file),
             process: plan.spec.process,
             log_path: plan.spec.log_path,
+            hooks: Arc::new(plan.spec.hooks),
             record: watch::channel(ContainerRecord::default()).0,
             _images: gathered.volumes.into_iter().map(|(_, v)| v.hold).chain([gathered.image.hold]).collect(),
         }))
@@ -167,12 +173,12 @@ impl Runtime {
                 });
             }
         }
-        let request = Request::Start { container: id.to_owned() };
-        let (_, reply, _) = ask(&container.sandbox.dir, &request).await.map_err(lost("start container"))?;
+        let reply = hooks::start(&container).await.map_err(lost("start container"))?;
         match reply {
             Reply::Started { record } => {
+                let pid = record.pid;
                 self.observe(&container, record);
-                Ok(())
+                self.started(&container, pid).await
             }
             Reply::Failed { failure } => {
                 let exit = ExitRecord {
@@ -187,6 +193,16 @@ impl Runtime {
             }
             other => Err(cri::Error::Internal { message: format!("unexpected answer of shim: {other:?}") }),
         }
+    }
+
+    /// What follows when a container's program runs.
+    async fn started(&self, container: &Container, pid: i32) -> cri::Result<()> {
+        let Err(failure) = hooks::after_start(container, pid).await else { return Ok(()) };
+        let request = Request::Fail { container: container.id.clone(), failure: failure.clone() };
+        // A shim that is gone has taken the container with it.
+        let _ = tell(&container.sandbox.dir, &request).await;
+        Self::wait_exit(container, KILL_TIMEOUT).await;
+        Err(cri::Error::RunContainer { message: failure.message, exit_code: failure.code })
     }
 
     /// Waits for the end of a started container, at most `limit`; tells whether it came.
@@ -248,6 +264,7 @@ impl Runtime {
         }
         let cgroup = container.file.read().cgroup.clone();
         self.remove_cgroup(cgroup).await?;
+        hooks::stopped(container).await;
         let dir = container.dir.clone();
         blocking(move || super::teardown::remove_directory(&dir)).await?;
         if self.containers.write().remove(&container.id).is_some() {

@@ -7,6 +7,7 @@
 mod adopt;
 mod connection;
 mod edits;
+mod hooks;
 mod lifecycle;
 mod plan;
 mod propagation;
@@ -32,6 +33,7 @@ use tokio::sync::{broadcast, watch};
 
 use self::zygote::Zygote;
 use crate::cgroup::Cgroups;
+use crate::hooks::Hooks;
 use crate::seccomp;
 use crate::spec::{ContainerRecord, ExitRecord, ProcessSpec};
 
@@ -120,6 +122,8 @@ struct Container {
     /// The first process, from which further ones take their settings.
     process: ProcessSpec,
     log_path: PathBuf,
+    /// Programs to be run at moments of its life.
+    hooks: Arc<Hooks>,
     record: watch::Sender<ContainerRecord>,
     /// Keep the layers of its image and image volumes on disk.
     _images: Vec<image::ImageHold>,

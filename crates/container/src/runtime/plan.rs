@@ -100,6 +100,7 @@ pub(super) fn plan(inputs: Inputs<'_>) -> Result<Plan, String> {
         stdin_once: config.stdin_once,
         log_path: log_path(sandbox, config),
         log_rotation: config.log_rotation,
+        hooks: Default::default(),
     };
     let seccomp = if privileged { SeccompProfile::Unconfined } else { security.seccomp.clone() };
     Ok(Plan { spec, device_rules: (!privileged).then_some(rules), seccomp, stop_signal })

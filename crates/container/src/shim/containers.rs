@@ -11,7 +11,7 @@ use stdx::Clock;
 use super::log::{LogWriter, Stream};
 use super::output::{Attached, Output, Progress, Sink};
 use super::server::{Role, Server, set_nonblocking};
-use crate::init::{self, FirstProcess, FurtherProcess, SetupMessage, Stdio};
+use crate::init::{self, FirstProcess, FurtherProcess, SetupAnswer, SetupMessage, Stdio};
 use crate::spec::{
     ContainerRecord, ContainerSpec, ExitRecord, PidMode, ProcessSpec, SECCOMP_FILE, SPEC_FILE, STATE_FILE,
     read_json, write_json,
@@ -35,6 +35,8 @@ pub(super) struct Container {
     pub(super) terminal: Option<OwnedFd>,
     log: Option<LogWriter>,
     pub(super) attached: Vec<Attached>,
+    /// Why its start failed although its program ran.
+    failure: Option<Failure>,
 }
 
 impl Container {
@@ -51,6 +53,8 @@ pub(super) struct Starting {
     /// The container whose first process it is; `None` for a further process.
     first_of: Option<String>,
     terminal: Option<OwnedFd>,
+    /// Whether it waits for the node's word.
+    waits: bool,
     /// Client's ends of an exec's pipes.
     streams: [Option<OwnedFd>; 3],
 }
@@ -144,6 +148,7 @@ impl Server {
             terminal: None,
             log,
             attached: Vec::new(),
+            failure: None,
         };
         self.containers.insert(name.to_owned(), container);
         self.starting.push(Starting {
@@ -152,6 +157,7 @@ impl Server {
             connection,
             first_of: Some(name.to_owned()),
             terminal: None,
+            waits: false,
             streams: [None, None, None],
         });
         Ok(())
@@ -219,6 +225,10 @@ impl Server {
             Ok(Some((SetupMessage::Terminal, fds))) => {
                 self.starting[at].terminal = fds.into_iter().next();
             }
+            Ok(Some((SetupMessage::Created, _))) => {
+                self.starting[at].waits = true;
+                self.reply(self.starting[at].connection, &Reply::Created { pid }, &[]);
+            }
             Ok(Some((SetupMessage::Failed { failure }, _))) => {
                 let starting = self.starting.swap_remove(at);
                 match starting.first_of {
@@ -237,6 +247,33 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// The node's hooks have run.
+    pub(super) fn go_on(&mut self, name: &str, failure: Option<Failure>) {
+        let waiting = self.starting.iter_mut().find(|s| s.waits && s.first_of.as_deref() == Some(name));
+        if let Some(starting) = waiting {
+            starting.waits = false;
+            // One that is gone is found by the end of its socket.
+            let _ = wire::send(starting.setup.as_fd(), &SetupAnswer { pid: starting.pid, failure }, &[]);
+        }
+    }
+
+    /// Nobody will say any more how the hooks went of what this connection was starting.
+    pub(super) fn give_up(&mut self, connection: u64) {
+        let waiting = self.starting.iter().filter(|s| s.waits && s.connection == connection);
+        let names: Vec<String> = waiting.filter_map(|s| s.first_of.clone()).collect();
+        for name in names {
+            self.go_on(&name, Some(Failure::new("the node went away while hooks ran")));
+        }
+    }
+
+    /// Ends a container whose start has failed although its program runs.
+    pub(super) fn fail(&mut self, name: &str, failure: Failure) -> Result<(), Failure> {
+        if let Some(container) = self.containers.get_mut(name).filter(|c| c.is_running()) {
+            container.failure = Some(failure);
+        }
+        self.signal(name, libc::SIGKILL)
     }
 
     fn container_runs(&mut self, name: &str, starting: Starting) {
@@ -293,7 +330,15 @@ impl Server {
             Cloned::Parent(pid, _) => pid,
         };
         drop(further);
-        self.starting.push(Starting { pid, setup, connection, first_of: None, terminal: None, streams });
+        self.starting.push(Starting {
+            pid,
+            setup,
+            connection,
+            first_of: None,
+            terminal: None,
+            waits: false,
+            streams,
+        });
         Ok(())
     }
 
@@ -449,14 +494,17 @@ impl Server {
             output.pump(&mut buffer, log, attached, now, true);
             output.finish(log, now);
         }
-        let oom_killed = code != 0 && self.cgroups.oom_kills(&container.spec.cgroup) > 0;
+        let failure = container.failure.take();
+        let code = failure.as_ref().map_or(code, |failure| failure.code);
+        let oom_killed = failure.is_none() && code != 0 && self.cgroups.oom_kills(&container.spec.cgroup) > 0;
         let reason = match code {
+            _ if failure.is_some() => "StartError",
             _ if oom_killed => "OOMKilled",
             0 => "Completed",
             _ => "Error",
         };
-        let exit =
-            ExitRecord { code, oom_killed, finished_at, reason: reason.into(), message: String::new() };
+        let message = failure.map_or_else(String::new, |failure| failure.message);
+        let exit = ExitRecord { code, oom_killed, finished_at, reason: reason.into(), message };
         container.record.exit = Some(exit.clone());
         // If the disk is full the exit is still known here for as long as this shim lives.
         let _ = write_json(&container.dir.join(STATE_FILE), &container.record);

@@ -202,6 +202,7 @@ impl Server {
 
     pub(super) fn drop_connection(&mut self, id: u64) {
         self.connections.remove(&id);
+        self.give_up(id);
         for container in self.containers.values_mut() {
             container.attached.retain(|a| a.connection != id);
         }
@@ -247,6 +248,11 @@ impl Server {
                 if let Err(failure) = self.start(id, &container) {
                     self.start_failed(id, &container, failure);
                 }
+            }
+            Request::Continue { container, failure } => self.go_on(&container, failure),
+            Request::Fail { container, failure } => {
+                let result = self.fail(&container, failure);
+                self.reply_result(id, result);
             }
             Request::Signal { container, signal } => {
                 let result = self.signal(&container, signal);

@@ -124,7 +124,7 @@ pub async fn open_with(data: &Path, cluster: &str, cgroup_v2_root: Option<PathBu
         random: Arc::new(stdx::ThreadRandom),
         cgroup_v2_root,
         self_exe: shim_program(),
-        cdi: cdi::Registry::default(),
+        cdi: cdi::Registry::new([data.join("cdi")]),
     })
     .await
     .unwrap()

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -110,6 +111,27 @@ pub fn unmap(root: &Path, plugin: &str, volume: &str, uid: &str, link: &Path) ->
         remove_file(&mark)?;
     }
     Ok(())
+}
+
+/// Lets every loop device go that pods had: those of marked volumes, wherever their files are, and any other on a file
+/// below `data`. For a node that goes away, with nothing of it running or mounted any more. Blocks.
+pub fn release_all(root: &Path, data: &Path) -> io::Result<()> {
+    let mut devices = loops::below(data);
+    let plugins = fs::read_dir(root.join("plugins/kubernetes.io")).into_iter().flatten().flatten();
+    for plugin in plugins {
+        let volumes = fs::read_dir(plugin.path().join("volumeDevices")).into_iter().flatten().flatten();
+        for entry in volumes {
+            if entry.path().extension().is_none_or(|extension| extension != "loop") {
+                continue;
+            }
+            let file = PathBuf::from(std::ffi::OsString::from_vec(fs::read(entry.path())?));
+            // A file that is gone has no device that could be told from another's.
+            devices.extend(file.canonicalize().ok().and_then(|file| loops::of(&file)));
+        }
+    }
+    devices.sort();
+    devices.dedup();
+    devices.iter().try_for_each(|device| loops::detach(device))
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
@@ -79,12 +80,22 @@ pub fn detach(device: &Path) -> io::Result<()> {
 
 /// The loop device that a file is behind.
 pub fn of(file: &Path) -> Option<PathBuf> {
-    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let backs = |name: &std::ffi::OsStr| {
-        let text = fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file"));
-        text.is_ok_and(|text| Path::new(text.trim_end_matches('\n')) == file)
-    };
-    devices.map(|d| d.file_name()).find(|name| backs(name)).map(|name| Path::new("/dev").join(name))
+    attached().find(|(_, backing)| backing == file).map(|(device, _)| device)
+}
+
+/// The loop devices whose files lie below a directory, deleted ones too.
+pub fn below(directory: &Path) -> Vec<PathBuf> {
+    attached().filter(|(_, backing)| backing.starts_with(directory)).map(|(device, _)| device).collect()
+}
+
+/// Every loop device of the machine that has a file, and the file as the kernel names it.
+fn attached() -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    devices.filter_map(|name| {
+        let file = fs::read(Path::new("/sys/block").join(&name).join("loop/backing_file")).ok()?;
+        let file = std::ffi::OsStr::from_bytes(file.strip_suffix(b"\n").unwrap_or(&file));
+        Some((Path::new("/dev").join(name), PathBuf::from(file)))
+    })
 }
 
 #[cfg(test)]
@@ -110,6 +121,10 @@ mod tests {
         OpenOptions::new().write(true).open(&file).unwrap().set_len(2 << 20).unwrap();
         refresh(&device).unwrap();
         assert_eq!(sectors(&device), (2 << 20) / 512);
+        assert_eq!(below(&directory.path().join("other")), Vec::<PathBuf>::new());
+        // The kernel still knows where a deleted file was.
+        fs::remove_file(&file).unwrap();
+        assert_eq!(below(directory.path()), std::slice::from_ref(&device));
         detach(&device).unwrap();
         detach(Path::new("/dev/null")).unwrap();
         assert_eq!(of(&file), None);
