@@ -25,7 +25,7 @@ pub mod prelude {
         DeviceClass, DeviceTaintRule, ResourceClaim, ResourceClaimTemplate, ResourceSlice,
     };
     pub use k8s_openapi::api::storage::v1::{
-        CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
+        CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass,
     };
     pub use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{

@@ -146,4 +146,5 @@ typed! {
     storage::v1::CSIStorageCapacity => "storage.k8s.io" "v1" "CSIStorageCapacity" "csistoragecapacities" true;
     storage::v1::StorageClass => "storage.k8s.io" "v1" "StorageClass" "storageclasses" false;
     storage::v1::VolumeAttachment => "storage.k8s.io" "v1" "VolumeAttachment" "volumeattachments" false;
+    storage::v1::VolumeAttributesClass => "storage.k8s.io" "v1" "VolumeAttributesClass" "volumeattributesclasses" false;
 }
