@@ -143,6 +143,8 @@ typed! {
     resource::v1::ResourceSlice => "resource.k8s.io" "v1" "ResourceSlice" "resourceslices" false;
     storage::v1::CSIDriver => "storage.k8s.io" "v1" "CSIDriver" "csidrivers" false;
     storage::v1::CSINode => "storage.k8s.io" "v1" "CSINode" "csinodes" false;
+    storage::v1::CSIStorageCapacity => "storage.k8s.io" "v1" "CSIStorageCapacity" "csistoragecapacities" true;
     storage::v1::StorageClass => "storage.k8s.io" "v1" "StorageClass" "storageclasses" false;
     storage::v1::VolumeAttachment => "storage.k8s.io" "v1" "VolumeAttachment" "volumeattachments" false;
+    storage::v1::VolumeAttributesClass => "storage.k8s.io" "v1" "VolumeAttributesClass" "volumeattributesclasses" false;
 }

@@ -44,6 +44,7 @@ pub mod statefulset;
 pub mod tainteviction;
 pub mod tokens;
 pub mod ttlafterfinished;
+pub mod vacprotection;
 
 /// What the controllers need to know besides the API.
 #[derive(Clone, Default)]
@@ -93,6 +94,7 @@ pub fn descriptors(options: &Options) -> Vec<Descriptor> {
         statefulset::descriptor(),
         tainteviction::descriptor(),
         ttlafterfinished::descriptor(),
+        vacprotection::descriptor(),
     ];
     if let Some(place) = &options.local_storage {
         table.push(local_path::descriptor(place.clone()));

@@ -41,16 +41,18 @@ fn claims_of(pod: &Pod) -> Vec<String> {
     names.map(|name| format!("{}/{name}", pod.namespace())).collect()
 }
 
-fn is_held(metadata: &ObjectMeta, finalizer: &str) -> bool {
+/// Whether only finalizers may still keep something, this one among them.
+pub(crate) fn is_held(metadata: &ObjectMeta, finalizer: &str) -> bool {
     metadata.deletion_timestamp.is_some() && metadata.finalizers.iter().flatten().any(|f| f == finalizer)
 }
 
 /// Takes a finalizer away.
-fn release(metadata: &mut ObjectMeta, finalizer: &str) {
+pub(crate) fn release(metadata: &mut ObjectMeta, finalizer: &str) {
     metadata.finalizers.iter_mut().for_each(|all| all.retain(|f| f != finalizer));
 }
 
-fn settle<T>(outcome: client::Result<T>) -> Result<Action, ControlError> {
+/// The outcome of a write; what is gone already is well.
+pub(crate) fn settle<T>(outcome: client::Result<T>) -> Result<Action, ControlError> {
     match outcome {
         Err(error) if !error.is_not_found() => Err(error.into()),
         _ => Ok(Action::Wait),

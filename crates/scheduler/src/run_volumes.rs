@@ -51,6 +51,22 @@ impl Shell {
                 event => Change::Attachment(event.object().clone()),
             });
         });
+        let (kinds, rooms) =
+            (context.informers.get::<CSIDriver>(), context.informers.get::<CSIStorageCapacity>());
+        let it = self.clone();
+        kinds.on_event(move |event| {
+            it.on_storage(match event {
+                Event::Deleted(driver) => Change::DriverGone(driver.name().to_owned()),
+                event => Change::Driver(event.object().clone()),
+            });
+        });
+        let it = self.clone();
+        rooms.on_event(move |event| {
+            it.on_storage(match event {
+                Event::Deleted(room) => Change::CapacityGone(room.key()),
+                event => Change::Capacity(event.object().clone()),
+            });
+        });
         let it = self.clone();
         self.claims.on_event(move |event| {
             it.on_storage(match event {
@@ -63,6 +79,8 @@ impl Shell {
         volumes.synced().await;
         drivers.synced().await;
         attachments.synced().await;
+        kinds.synced().await;
+        rooms.synced().await;
         self.claims.synced().await;
     }
 

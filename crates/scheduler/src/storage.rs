@@ -44,6 +44,43 @@ pub enum Change {
     Attachment(Arc<VolumeAttachment>),
     /// An attachment is gone.
     AttachmentGone(String),
+    /// A driver as it is now.
+    Driver(Arc<CSIDriver>),
+    /// A driver is gone.
+    DriverGone(String),
+    /// How much room a driver has for a class somewhere, as it is now.
+    Capacity(Arc<CSIStorageCapacity>),
+    /// Nothing is known any more of such room.
+    CapacityGone(String),
+}
+
+/// Room for volumes of a class on some nodes.
+#[derive(Debug)]
+pub struct Room {
+    class: String,
+    /// Largest volume.
+    most: Option<meta::Quantity>,
+    /// Labels of its nodes; `None` for none of them.
+    nodes: Option<meta::LabelSelector>,
+}
+
+impl Room {
+    fn of(capacity: &CSIStorageCapacity) -> Room {
+        let most = capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref());
+        let nodes = capacity.node_topology.as_ref().and_then(|selector| serde_json::to_value(selector).ok());
+        Room {
+            class: capacity.storage_class_name.clone(),
+            most: most.and_then(|most| meta::Quantity::parse(&most.0).ok()),
+            nodes: nodes.and_then(|selector| meta::LabelSelector::from_json(&selector).ok()),
+        }
+    }
+
+    /// Whether a node has it.
+    pub fn is_on(&self, node: &Node) -> bool {
+        let labels = node.metadata.labels.as_ref();
+        let value = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
+        self.nodes.as_ref().is_some_and(|nodes| nodes.matches_with(value))
+    }
 }
 
 impl Change {
@@ -70,6 +107,10 @@ pub struct Storage {
     pub drivers: HashMap<String, Arc<CSINode>>,
     /// Attachments by name.
     pub attachments: HashMap<String, Arc<VolumeAttachment>>,
+    /// Drivers that say where they have how much room.
+    measured: HashSet<String>,
+    /// That room, by key.
+    rooms: HashMap<String, Arc<Room>>,
     /// Volumes that pods in work have been promised, by the pod's uid.
     assumed: HashMap<String, HashSet<String>>,
 }
@@ -118,12 +159,39 @@ impl Storage {
             }
             // There is room for another.
             Change::AttachmentGone(name) => self.attachments.remove(&name).is_some(),
+            Change::Driver(driver) if driver.spec.storage_capacity == Some(true) => {
+                self.measured.insert(driver.name().to_owned());
+                false
+            }
+            // What is not measured is enough.
+            Change::Driver(driver) => self.measured.remove(driver.name()),
+            Change::DriverGone(name) => self.measured.remove(&name),
+            Change::Capacity(capacity) => {
+                self.rooms.insert(capacity.key(), Arc::new(Room::of(&capacity)));
+                true
+            }
+            Change::CapacityGone(key) => {
+                self.rooms.remove(&key);
+                false
+            }
         }
     }
 
     /// The class of a claim.
     pub fn class_of(&self, claim: &PersistentVolumeClaim) -> Option<&Arc<StorageClass>> {
         self.classes.get(claim.spec.as_ref()?.storage_class_name.as_deref()?)
+    }
+
+    /// Where there is room for a volume of a class that a claim could have; `None` where that is not asked.
+    pub fn rooms_for(&self, claim: &PersistentVolumeClaim, class: &StorageClass) -> Option<Vec<Arc<Room>>> {
+        if !self.measured.contains(&class.provisioner) {
+            return None;
+        }
+        let size = volumes::storage(claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref())?;
+        let fits = |room: &&Arc<Room>| {
+            room.class == class.name() && room.most.as_ref().is_some_and(|most| *most >= size)
+        };
+        Some(self.rooms.values().filter(fits).cloned().collect())
     }
 
     /// Promises the volumes of a pod's work to it.

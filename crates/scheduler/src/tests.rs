@@ -340,3 +340,59 @@ fn nodes_take_as_many_volumes_as_their_drivers_can() {
     world.wait(5);
     assert_eq!(world.decide(), "a", "the driver can have more");
 }
+
+#[test]
+fn volumes_are_made_where_there_is_room() {
+    let mut world = World::new();
+    world.node("a", "z1", "4", json!({}));
+    world.node("b", "z2", "4", json!({}));
+    world.class("late", "d.example.com");
+    let driver = |measured: bool| {
+        let driver = json!({"metadata": {"name": "d.example.com"}, "spec": {"storageCapacity": measured}});
+        Change::Driver(Arc::new(CSIDriver::from_value(driver).unwrap()))
+    };
+    let room = |name: &str, class: &str, more: Value| {
+        let mut room = json!({"metadata": {"name": name, "namespace": "drivers"}, "storageClassName": class});
+        merge(&mut room, more);
+        Change::Capacity(Arc::new(CSIStorageCapacity::from_value(room).unwrap()))
+    };
+    let on = |node: &str| json!({"matchLabels": {"kubernetes.io/hostname": node}});
+    world.state.storage_changed(driver(true), world.now);
+    world.claim("c1", json!({}));
+    let full = "0/2 nodes are available: 2 node(s) did not have enough free storage. \
+                preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+    assert_eq!(world.place("p1", "0", using("c1")), full);
+    for (name, class, more) in [
+        ("nowhere", "late", json!({"capacity": "9Gi"})),
+        ("unknown", "late", json!({"nodeTopology": on("a")})),
+        ("small", "late", json!({"capacity": "100Mi", "nodeTopology": on("a")})),
+        (
+            "in pieces",
+            "late",
+            json!({"capacity": "9Gi", "maximumVolumeSize": "1Mi", "nodeTopology": on("a")}),
+        ),
+        ("of another class", "soon", json!({"capacity": "9Gi", "nodeTopology": {}})),
+    ] {
+        world.state.storage_changed(room(name, class, more), world.now);
+        world.wait(12);
+        assert_eq!(world.decide(), full, "{name}");
+    }
+    world.state.storage_changed(
+        room("enough", "late", json!({"capacity": "1Gi", "nodeTopology": on("b")})),
+        world.now,
+    );
+    world.wait(12);
+    assert_eq!(world.decide(), "b c1=new");
+    world.state.storage_changed(Change::CapacityGone("drivers/enough".into()), world.now);
+    world.claim("c2", json!({}));
+    assert_eq!(world.place("p2", "0", using("c2")), full);
+    // A volume that is there needs no room.
+    world.volume("v1", "a");
+    world.wait(12);
+    assert_eq!(world.decide(), "a c2=v1");
+    world.claim("c3", json!({}));
+    assert_eq!(world.place("p3", "0", using("c3")), full);
+    world.state.storage_changed(driver(false), world.now);
+    world.wait(12);
+    assert!(world.decide().ends_with(" c3=new"), "a driver that does not measure has room");
+}

@@ -26,7 +26,7 @@ pub(crate) fn driver(s: &Scope<'_>, spec: Value) -> anyhow::Result<(Driver, std:
 fn volume(s: &Scope<'_>, driver: &Driver, handle: &str) -> anyhow::Result<String> {
     let name = format!("{}-{handle}", s.namespace);
     s.create("persistentvolumes", json!({"metadata": {"name": name}, "spec": {"capacity": {"storage": "1Gi"},
-        "accessModes": ["ReadWriteOnce"], "storageClassName": "", "claimRef": {"namespace": s.namespace, "name": "c"},
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "", "mountOptions": ["noatime", "x-own=1"], "claimRef": {"namespace": s.namespace, "name": "c"},
         "csi": {"driver": driver.name, "volumeHandle": handle, "fsType": "ext4", "volumeAttributes": {"colour": "red"}}}}))?;
     s.create("persistentvolumeclaims", claim("c", "1Gi", |c| c["spec"]["storageClassName"] = "".into()))?;
     bound(s, "c")?;
@@ -92,6 +92,9 @@ fn life(s: &Scope<'_>) -> anyhow::Result<()> {
     let staged = calls.iter().find(|c| c["call"] == "stage").context("not staged")?;
     ensure!(staged["publish"] == metadata && staged["context"] == json!({"colour": "red"}), "{staged}");
     let published = calls.iter().find(|c| c["call"] == "publish").context("not published")?;
+    for call in [staged, published] {
+        ensure!(call["flags"] == json!(["noatime", "x-own=1"]), "{call}");
+    }
     let context = &published["context"];
     ensure!(
         context["csi.storage.k8s.io/pod.namespace"] == *s.namespace && context["colour"] == "red",

@@ -111,6 +111,14 @@ fn is_block(capability: Option<&VolumeCapability>) -> bool {
     matches!(capability.and_then(|c| c.access_type.as_ref()), Some(AccessType::Block(_)))
 }
 
+/// The options a volume is to be mounted with.
+fn mount_flags(capability: Option<&VolumeCapability>) -> Vec<String> {
+    match capability.and_then(|c| c.access_type.as_ref()) {
+        Some(AccessType::Mount(mount)) => mount.mount_flags.clone(),
+        _ => Vec::new(),
+    }
+}
+
 fn io(error: std::io::Error) -> Status {
     Status::internal(error.to_string())
 }
@@ -177,7 +185,8 @@ impl Node for Service {
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let asked = request.into_inner();
         self.note(json!({"call": "stage", "volume": asked.volume_id, "publish": asked.publish_context,
-            "secrets": asked.secrets, "context": asked.volume_context}));
+            "secrets": asked.secrets, "context": asked.volume_context,
+            "flags": mount_flags(asked.volume_capability.as_ref())}));
         let files = self.state.join(&asked.volume_id);
         if is_block(asked.volume_capability.as_ref()) {
             return Ok(Response::new(NodeStageVolumeResponse {}));
@@ -206,7 +215,8 @@ impl Node for Service {
         let asked = request.into_inner();
         self.note(json!({"call": "publish", "volume": asked.volume_id, "publish": asked.publish_context,
             "context": asked.volume_context, "readOnly": asked.readonly, "staging": asked.staging_target_path,
-            "target": asked.target_path, "block": is_block(asked.volume_capability.as_ref())}));
+            "target": asked.target_path, "block": is_block(asked.volume_capability.as_ref()),
+            "flags": mount_flags(asked.volume_capability.as_ref())}));
         if asked.volume_id.starts_with("hang") {
             std::future::pending::<()>().await;
         }

@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::framework::{Changes, CycleState, Plugin, Prepared, Refusal};
 use crate::node_info::NodeInfo;
 use crate::pod_info::PodInfo;
-use crate::storage::Work;
+use crate::storage::{Room, Work};
 
 /// The row.
 pub const PLUGIN: Plugin = Plugin {
@@ -22,6 +22,7 @@ pub const PLUGIN: Plugin = Plugin {
 
 const CONFLICT: &str = "node(s) didn't match PersistentVolume's node affinity";
 const NO_MATCH: &str = "node(s) didn't find available persistent volumes to bind";
+const NO_SPACE: &str = "node(s) did not have enough free storage";
 const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
 
 /// A pod's claims, sorted out.
@@ -33,11 +34,20 @@ struct Sorted {
     /// Volumes of claims that are bound; `None` where the volume is not there.
     bound: Vec<Option<Arc<PersistentVolume>>>,
     /// Claims that wait for a node, smallest first, with their classes.
-    waiting: Vec<(Arc<PersistentVolumeClaim>, Option<Arc<StorageClass>>)>,
+    waiting: Vec<Waiting>,
     /// Volumes that could be bound.
     volumes: Vec<Arc<PersistentVolume>>,
     /// Of those, the ones that other pods were promised.
     taken: HashSet<String>,
+}
+
+/// A claim that waits for a node.
+#[derive(Debug)]
+struct Waiting {
+    claim: Arc<PersistentVolumeClaim>,
+    class: Arc<StorageClass>,
+    /// Where its driver has room for it; `None` for a driver that does not say.
+    rooms: Option<Vec<Arc<Room>>>,
 }
 
 fn prepare_filter(pod: &PodInfo, cache: &Cache, state: &mut CycleState) -> Prepared {
@@ -85,8 +95,9 @@ fn sort(pod: &PodInfo, cache: &Cache) -> Result<Sorted, String> {
         let delays = class.is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
         if !named.is_empty() && annotated(&claim.metadata, annotation::BIND_COMPLETED).is_some() {
             sorted.bound.push(storage.volumes.get(named).cloned());
-        } else if delays && named.is_empty() {
-            sorted.waiting.push((claim.clone(), class.cloned()));
+        } else if let Some(class) = class.filter(|_| delays && named.is_empty()) {
+            let rooms = storage.rooms_for(claim, class);
+            sorted.waiting.push(Waiting { claim: claim.clone(), class: class.clone(), rooms });
         } else {
             immediate = true;
         }
@@ -100,7 +111,7 @@ fn sort(pod: &PodInfo, cache: &Cache) -> Result<Sorted, String> {
         };
         sorted
             .waiting
-            .sort_by(|a, b| size(&a.0).partial_cmp(&size(&b.0)).unwrap_or(std::cmp::Ordering::Equal));
+            .sort_by(|a, b| size(&a.claim).partial_cmp(&size(&b.claim)).unwrap_or(std::cmp::Ordering::Equal));
         sorted.volumes = storage.volumes.values().cloned().collect();
         sorted.volumes.sort_by(|a, b| a.name().cmp(b.name()));
         sorted.taken = storage.taken_from(&pod.uid);
@@ -114,8 +125,8 @@ fn filter(state: &CycleState, _: &PodInfo, node: &NodeInfo) -> Result<(), Refusa
     if sorted.bound.iter().flatten().any(|volume| !volumes::allows_node(volume, &node.node)) {
         reasons.push(CONFLICT.into());
     }
-    if work_on(sorted, &node.node).is_none() {
-        reasons.push(NO_MATCH.into());
+    if let Err(why) = work_on(sorted, &node.node) {
+        reasons.push(why.into());
     }
     if sorted.bound.iter().any(Option::is_none) {
         reasons.push(NO_VOLUME.into());
@@ -123,15 +134,18 @@ fn filter(state: &CycleState, _: &PodInfo, node: &NodeInfo) -> Result<(), Refusa
     if reasons.is_empty() { Ok(()) } else { Err(Refusal { reasons, resolvable: false, fatal: false }) }
 }
 
-/// What is to be done for the waiting claims if the pod goes to a node; `None` if that cannot be.
-fn work_on(sorted: &Sorted, node: &Node) -> Option<Work> {
+/// What is to be done for the waiting claims if the pod goes to a node. An error says why that cannot be.
+fn work_on(sorted: &Sorted, node: &Node) -> Result<Work, &'static str> {
     let mut work = Work::default();
     let mut chosen: HashSet<String> = HashSet::new();
-    for (claim, class) in &sorted.waiting {
+    // Volumes are looked for first: where one is missing, nothing is said of room for others.
+    let mut provision = Vec::new();
+    for waiting in &sorted.waiting {
+        let claim = &waiting.claim;
         match annotated(&claim.metadata, annotation::SELECTED_NODE) {
-            Some(selected) if selected != node.name() => return None,
+            Some(selected) if selected != node.name() => return Err(NO_MATCH),
             Some(_) => {
-                work.provision.push(claim.clone());
+                provision.push(waiting);
                 continue;
             }
             None => {}
@@ -142,13 +156,19 @@ fn work_on(sorted: &Sorted, node: &Node) -> Option<Work> {
                 chosen.insert(volume.name().to_owned());
                 work.bind.push((volume, claim.clone()));
             }
-            None if class.as_ref().is_some_and(|class| can_provision(class, node)) => {
-                work.provision.push(claim.clone());
-            }
-            None => return None,
+            None => provision.push(waiting),
         }
     }
-    Some(work)
+    for Waiting { claim, class, rooms } in provision {
+        if !can_provision(class, node) {
+            return Err(NO_MATCH);
+        }
+        if rooms.as_ref().is_some_and(|rooms| !rooms.iter().any(|room| room.is_on(node))) {
+            return Err(NO_SPACE);
+        }
+        work.provision.push(claim.clone());
+    }
+    Ok(work)
 }
 
 /// Whether volumes of a class can be made for a node.
@@ -169,5 +189,5 @@ pub fn work(cache: &Cache, pod: &PodInfo, node: &Node) -> Work {
     if pod.claims.is_empty() {
         return Work::default();
     }
-    sort(pod, cache).ok().and_then(|sorted| work_on(&sorted, node)).unwrap_or_default()
+    sort(pod, cache).ok().and_then(|sorted| work_on(&sorted, node).ok()).unwrap_or_default()
 }
