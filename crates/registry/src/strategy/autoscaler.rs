@@ -3,13 +3,13 @@
 use meta::{FieldError, Quantity, names};
 use serde_json::Value;
 
-/// Types of metrics with the member that tells about each.
+/// Types of metrics with the member that tells about each, in the order in which they are looked at.
 const SOURCES: [(&str, &str); 5] = [
-    ("ContainerResource", "containerResource"),
-    ("External", "external"),
     ("Object", "object"),
+    ("External", "external"),
     ("Pods", "pods"),
     ("Resource", "resource"),
+    ("ContainerResource", "containerResource"),
 ];
 /// Longest look back, and longest period of a policy, in seconds (upstream's).
 const WINDOW_MAX: i64 = 3600;
@@ -48,16 +48,15 @@ fn source(metric: &Value, at: &str, errors: &mut Vec<FieldError>) {
         let why = "must populate information for the given metric source";
         errors.push(FieldError::required(format!("{at}.{member}"), why));
     }
-    for (_, member) in SOURCES {
-        let there = &metric[member];
-        if there.is_null() {
-            continue;
-        }
-        let at = format!("{at}.{member}");
+    let present = SOURCES.iter().map(|(_, member)| *member).filter(|m| !metric[*m].is_null());
+    for (i, member) in present.enumerate() {
+        let (there, at) = (&metric[member], format!("{at}.{member}"));
         if expected.is_some_and(|e| e != member) {
             errors.push(FieldError::forbidden(&*at, "must populate the given metric source only"));
         }
+        // Of several only the first is looked into.
         match member {
+            _ if i > 0 => {}
             "resource" | "containerResource" => resource(there, member, &at, errors),
             _ => measured(there, member, &at, errors),
         }

@@ -56,10 +56,6 @@ impl Strategy for FlowSchema {
     fn validate_also(&self, object: &Object) -> Vec<FieldError> {
         let (name, spec) = (meta_text(object, "name"), object.get("spec").unwrap_or(&Value::Null));
         let mut errors = Vec::new();
-        if mandatory_schema(name).is_some_and(|wanted| plain(&wanted) != plain(spec)) {
-            let why = format!("spec of '{name}' must equal the fixed value");
-            errors.push(FieldError::invalid("spec", spec, &why));
-        }
         let precedence = &spec["matchingPrecedence"];
         match precedence.as_i64().unwrap_or(0) {
             n if n <= 0 => {
@@ -88,6 +84,10 @@ impl Strategy for FlowSchema {
         }
         for (i, rule) in items(&spec["rules"]) {
             schema_rule(rule, &format!("spec.rules[{i}]"), &mut errors);
+        }
+        if mandatory_schema(name).is_some_and(|wanted| plain(&wanted) != plain(spec)) {
+            let why = format!("spec of '{name}' must equal the fixed value");
+            errors.push(FieldError::invalid("spec", spec, &why));
         }
         errors
     }
@@ -205,7 +205,7 @@ fn resource_rule(rule: &Value, at: &str, errors: &mut Vec<FieldError>) {
     if wildcard(&rule["namespaces"], &at, why, "namespaces", errors) {
         for (i, namespace) in items(&rule["namespaces"]) {
             if let Some(why) = names::label_problem(namespace.as_str().unwrap_or_default()) {
-                let why = format!("nonsensical namespace name: {why}");
+                let why = format!("each member of this list must be '*' or a DNS-1123 label; {why}");
                 errors.push(FieldError::invalid(format!("{at}[{i}]"), namespace, &why));
             }
         }
@@ -270,6 +270,10 @@ impl Strategy for PriorityLevel {
         let (name, spec) = (meta_text(object, "name"), object.get("spec").unwrap_or(&Value::Null));
         let mut errors = Vec::new();
         let ty = spec["type"].as_str().unwrap_or_default();
+        if (name == EXEMPT) != (ty == "Exempt") {
+            let why = "type must be 'Exempt' if and only if name is 'exempt'";
+            errors.push(FieldError::invalid("spec.type", &spec["type"], why));
+        }
         match ty {
             "Exempt" => {
                 if !spec["limited"].is_null() {
@@ -293,10 +297,6 @@ impl Strategy for PriorityLevel {
                 }
             }
             _ => errors.push(FieldError::not_supported("spec.type", &spec["type"], &["Exempt", "Limited"])),
-        }
-        if (name == EXEMPT) != (ty == "Exempt") && !ty.is_empty() {
-            let why = "type must be 'Exempt' if and only if `name` is 'exempt'";
-            errors.push(FieldError::invalid("spec.type", &spec["type"], why));
         }
         if name == CATCH_ALL && !is_catch_all(spec) {
             let why = format!("spec of '{name}' must equal the fixed value");
@@ -383,13 +383,9 @@ fn queues(queuing: &Value, at: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// Bits that dealing a hand takes: each card is drawn from a deck that is one smaller.
+/// Bits that dealing a hand takes, as upstream reckons: each card as if from the whole deck.
 fn entropy_bits(deck: i64, hand: i64) -> i64 {
-    // A hand that long is beyond every limit: a deck of two takes a bit each.
-    if hand > HASH_BITS_MAX * 2 {
-        return i64::MAX;
-    }
-    (0..hand).map(|i| ((deck - i).max(1) as f64).log2()).sum::<f64>().ceil() as i64
+    ((deck.max(1) as f64).log2() * hand as f64).ceil() as i64
 }
 
 #[cfg(test)]
@@ -410,8 +406,8 @@ mod tests {
         ] {
             assert_eq!(path_problem(path), problem, "{path}");
         }
-        // 512 * 511 * ... is a little below 2 to the 9 times the hand.
-        assert_eq!((entropy_bits(128, 6), entropy_bits(512, 8), entropy_bits(1 << 20, 4)), (42, 72, 80));
-        assert_eq!(entropy_bits(10_000_000, 1000), i64::MAX);
+        for (deck, hand, bits) in [(1024, 6, 60), (512, 8, 72), (32, 8, 40), (32, 12, 60), (128, 6, 42)] {
+            assert_eq!(entropy_bits(deck, hand), bits, "{hand} of {deck}");
+        }
     }
 }

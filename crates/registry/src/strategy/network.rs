@@ -30,6 +30,11 @@ impl Strategy for NetworkPolicy {
 
 fn end_port(port: &Value, at: &str, errors: &mut Vec<FieldError>) {
     let end = &port["endPort"];
+    let number = port["port"].as_i64();
+    if number.zip(end.as_i64()).is_some_and(|(first, last)| last < first) {
+        // The value is that of the port, as upstream shows it.
+        errors.push(FieldError::invalid(at, &port["port"], "must be greater than or equal to `port`"));
+    }
     let why = match &port["port"] {
         _ if end.is_null() => return,
         Value::Null => "may not be specified when `port` is not specified",
