@@ -41,7 +41,7 @@ fn soon(what: &str, mut look: impl FnMut() -> bool) {
     let started = Instant::now();
     while !look() {
         assert!(started.elapsed() < EFFECT_MAX, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 
