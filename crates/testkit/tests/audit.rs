@@ -55,7 +55,7 @@ fn hook(identity: Identity, seen: Seen) -> Hook {
             (Some("EventList"), Some("audit.k8s.io/v1"))
         );
         // Who is slow is waited for.
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
         seen.lock().unwrap().push(list["items"].as_array().unwrap().clone());
         json!({})
     };
@@ -140,7 +140,7 @@ fn batches_reach_the_webhook() {
     let started = Instant::now();
     while !stages(&seen, "c-19").contains(&"get ResponseComplete".to_owned()) {
         assert!(started.elapsed() < ARRIVAL_MAX, "{}", cluster.log());
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
     }
     let lists = seen.lock().unwrap().clone();
     assert!(
