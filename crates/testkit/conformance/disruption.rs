@@ -4,7 +4,7 @@ use anyhow::ensure;
 use client::DeleteParams;
 use serde_json::{Value, json};
 use testkit::image::BUSYBOX;
-use testkit::pods::pod;
+use testkit::pods::{condition, pod};
 use testkit::{Case, Scope};
 
 fn budget(name: &str, spec: Value) -> Value {
@@ -131,8 +131,11 @@ pub fn cases() -> Vec<Case> {
                         && status["expectedPods"] == 3
                         && status["desiredHealthy"] == 3
                 })?;
+                // One that runs: those that do not yet may always be evicted.
                 let left = s.list("pods", "foo=bar")?;
-                let running = left.iter().find(|p| p["metadata"]["deletionTimestamp"].is_null());
+                let running = left
+                    .iter()
+                    .find(|p| p["metadata"]["deletionTimestamp"].is_null() && condition(p, "Ready"));
                 refused(s, running.and_then(|p| p["metadata"]["name"].as_str()).unwrap_or_default())
             },
         },

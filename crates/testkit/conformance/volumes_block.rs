@@ -11,7 +11,7 @@ use testkit::csi::Driver;
 use testkit::pods::{has, pod};
 use testkit::{Case, Scope};
 
-use crate::volumes_claims::{bound, claim, told, user};
+use crate::volumes_claims::{bound, claim, told, told_that, user};
 use crate::volumes_csi::{asked, driver};
 
 /// A loop device on a file of a case's own; it goes with the value.
@@ -129,10 +129,8 @@ fn wrong_ways(s: &Scope<'_>) -> anyhow::Result<()> {
     let said = told(s, "mounts", "FailedMount")?;
     ensure!(said == expected, "{said}");
     s.create("pods", device_user("maps", "files", "true"))?;
-    has(
-        &told(s, "maps", "FailedMount")?,
-        &["volume data has volumeMode Filesystem, but is specified in volumeDevices"],
-    )
+    let expected = "volume data has volumeMode Filesystem, but is specified in volumeDevices";
+    told_that(s, "maps", "FailedMount", expected)
 }
 
 /// Block volumes of a driver.
@@ -270,7 +268,7 @@ fn limits(s: &Scope<'_>) -> anyhow::Result<()> {
     };
     s.ready(many("seven", &handles[..7]))?;
     s.create("pods", user("eighth", "disk8", "sleep 1000"))?;
-    has(&told(s, "eighth", "FailedScheduling")?, &["1 node(s) exceed max volume count"])?;
+    told_that(s, "eighth", "FailedScheduling", "1 node(s) exceed max volume count")?;
     s.delete("pods", "seven", &DeleteParams::default())?;
     s.pod_ready("eighth").map(drop)
 }

@@ -36,6 +36,15 @@ pub(crate) fn told(s: &Scope<'_>, about: &str, reason: &str) -> anyhow::Result<S
     Ok(event["message"].as_str().unwrap_or_default().to_owned())
 }
 
+/// Waits until an event about an object says something; there may be others about it.
+pub(crate) fn told_that(s: &Scope<'_>, about: &str, reason: &str, text: &str) -> anyhow::Result<()> {
+    let says = |e: &Value| e["message"].as_str().is_some_and(|message| message.contains(text));
+    s.wait_any("events", "", &format!("event {reason} with {text:?}"), |e| {
+        e["involvedObject"]["name"] == about && e["reason"] == reason && says(e)
+    })?;
+    Ok(())
+}
+
 fn volume_of(s: &Scope<'_>, claim: &str) -> anyhow::Result<Value> {
     let claim = bound(s, claim)?;
     let name = claim["spec"]["volumeName"].as_str().context("no volume")?;
