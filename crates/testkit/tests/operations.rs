@@ -337,7 +337,8 @@ fn documents(scope: &Scope<'_>, all: &[Operation]) -> anyhow::Result<()> {
 
 #[test]
 fn every_operation_answers_as_documented() -> anyhow::Result<()> {
-    let cluster = Cluster::start_with(&["--runtime-config", "api/all=true"])?;
+    // The default class brings custom resources (snapshots), which no list of upstream's has.
+    let cluster = Cluster::start_with(&["--runtime-config", "api/all=true", "--disable", "local-storage"])?;
     let scope = cluster.namespace("operations")?;
     let Value::Object(samples) = serde_json::from_str(SAMPLES)? else { bail!("samples are no object") };
     let mut caller = Caller { scope: &scope, samples, problems: Vec::new(), calls: 0 };

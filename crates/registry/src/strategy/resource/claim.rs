@@ -14,6 +14,9 @@ pub(super) fn default(devices: &mut Value) {
     for request in requests {
         if let Some(exact) = request.get_mut("exactly") {
             default_request(exact);
+        } else if request["deviceClassName"].is_string() {
+            // The first beta has what is asked for in the request itself.
+            default_request(request);
         }
         for sub in request.get_mut("firstAvailable").and_then(Value::as_array_mut).into_iter().flatten() {
             default_request(sub);

@@ -60,10 +60,12 @@ fn claims() {
 fn claims_are_completed() {
     let mut claim = object(json!({"spec": {"devices": {"requests": [
         {"name": "r", "exactly": {"deviceClassName": "c", "tolerations": [{"key": "k"}]}},
-        {"name": "s", "firstAvailable": [{"name": "a", "deviceClassName": "c", "allocationMode": "All"}]}]}}}));
+        {"name": "s", "firstAvailable": [{"name": "a", "deviceClassName": "c", "allocationMode": "All"}]},
+        {"name": "t", "deviceClassName": "c"}]}}}));
     Claim.default(&mut claim);
     let requests = &claim["spec"]["devices"]["requests"];
     assert_eq!(requests[0]["exactly"]["count"], 1);
+    assert_eq!(requests[2]["allocationMode"], "ExactCount", "the form of the first beta");
     assert_eq!(requests[0]["exactly"]["tolerations"][0]["operator"], "Equal");
     assert!(requests[1]["firstAvailable"][0].get("count").is_none());
 }
