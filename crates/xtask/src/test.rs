@@ -64,8 +64,8 @@ pub fn run() -> anyhow::Result<()> {
     // There are no documentation tests; naming the targets leaves their empty runs out.
     let targets = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"];
     shell::run_within(TESTS_MAX, "cargo", &targets, &[("RUST_TEST_THREADS", "4")])?;
-    let on_containerd =
-        ["test", "--package", "testkit", "--test", "conformance", "--", "--runtime=containerd"];
+    // Of the workspace, as above: alone, the package would have other features, and be built once more.
+    let on_containerd = ["test", "--workspace", "--test", "conformance", "--", "--runtime=containerd"];
     let on_containerd: Vec<&str> = on_containerd.into_iter().chain(ON_CONTAINERD.iter().copied()).collect();
     shell::run_within(TESTS_MAX, "cargo", &on_containerd, &[])
 }
